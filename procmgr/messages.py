@@ -1,0 +1,165 @@
+"""Messages between worker and arbiter: edges, one datagram each, over a SOCK_SEQPACKET pair.
+
+Rules: a message is one JSON object of at most `MAX_BYTES`; its "t" names the type and "v" the protocol version. Sending
+never blocks and never raises: a full or closed channel returns False, since neither side may wait for the other. What
+arrives is checked field by field; anything else is a `MessageError`. File descriptors travel beside a message
+(SCM_RIGHTS, unix(7)). That the peer is gone is `ChannelClosed`: to a worker it means that the arbiter died.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, fields
+from typing import Final, get_type_hints
+
+PROTOCOL_VERSION: Final = 1
+MAX_BYTES: Final = 64 * 1024
+MAX_FDS: Final = 4
+_TEXT_BUDGET: Final = 8 * 1024  # characters; JSON may need six bytes for one
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Worker: the lifespan startup is complete and connections are accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootFailed:
+    """Worker: it cannot start; `exit_code` is the status it exits with next, `summary` one line, `detail` the traceback."""
+
+    exit_code: int
+    summary: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainBegun:
+    """Worker: it began to drain without being told to by the arbiter."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecycleDue:
+    """Worker: it reached a limit and wants to be replaced; it goes on serving."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Arbiter: drain in `mode` ("retire", "stop" or "quick") until `deadline`, CLOCK_MONOTONIC seconds."""
+
+    mode: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReopenLogs:
+    """Arbiter: log files were reopened; their descriptors come with this message, in the order of the settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Arbiter: settings that apply live changed."""
+
+    log_level: str
+
+
+Message = Ready | BootFailed | DrainBegun | RecycleDue | Drain | ReopenLogs | Configure
+
+_TYPES: Final[dict[str, type[Message]]] = {
+    kind.__name__: kind for kind in (Ready, BootFailed, DrainBegun, RecycleDue, Drain, ReopenLogs, Configure)
+}
+
+
+class MessageError(ValueError):
+    """The peer sent something that is not a message of this protocol."""
+
+
+class ChannelClosed(EOFError):  # noqa: N818 - the kernel's word for it: end of file, not a fault
+    """The peer closed its end or died."""
+
+
+def encode(message: Message) -> bytes:
+    """Return the datagram for `message`; texts longer than the budget lose their middle."""
+    body = {key: _cut(value) if isinstance(value, str) else value for key, value in asdict(message).items()}
+    return json.dumps({"v": PROTOCOL_VERSION, "t": type(message).__name__, **body}).encode("ascii")
+
+
+def decode(data: bytes) -> Message:
+    """Return the message in `data`; raises `MessageError`."""
+    try:
+        body = json.loads(data)
+        kind = _TYPES[body.pop("t")]
+        version = body.pop("v")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MessageError(f"not a message: {data[:80]!r}") from error
+    hints = get_type_hints(kind)
+    if version != PROTOCOL_VERSION or body.keys() != {field.name for field in fields(kind)}:
+        raise MessageError(f"{kind.__name__} with unexpected fields or version: {data[:80]!r}")
+    if any(type(value) is not hints[name] for name, value in body.items()):
+        raise MessageError(f"{kind.__name__} with a field of the wrong type: {data[:80]!r}")
+    return kind(**body)
+
+
+def _cut(text: str) -> str:
+    """Keep the first quarter and the last three of a long text: a traceback's end matters most."""
+    if len(text) <= _TEXT_BUDGET:
+        return text
+    quarter = _TEXT_BUDGET // 4
+    return f"{text[:quarter]}\n... {len(text) - _TEXT_BUDGET} characters left out ...\n{text[-3 * quarter :]}"
+
+
+class Channel:
+    """One end of the pair, non-blocking and close-on-exec."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Return two connected ends; raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(one), cls(other)
+
+    def fileno(self) -> int:
+        """Return the descriptor, to be polled for reading."""
+        return self._sock.fileno()
+
+    def send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
+        """Send without waiting; False when the channel is full or the peer is gone."""
+        try:
+            socket.send_fds(self._sock, [encode(message)], fds, socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> tuple[Message, tuple[int, ...]] | None:
+        """Return the next message and its descriptors, or None when there is none yet.
+
+        Raises `ChannelClosed` when the peer is gone and `MessageError` for anything that is no message.
+        """
+        try:
+            data, fds, flags, _ = socket.recv_fds(self._sock, MAX_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except OSError as error:  # ECONNRESET: the peer died with unread data
+            raise ChannelClosed from error
+        if not data:
+            raise ChannelClosed
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise MessageError("a message was longer than the protocol allows")
+            return decode(data), tuple(fds)
+        except MessageError:
+            for fd in fds:
+                os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Close this end; the peer sees `ChannelClosed`."""
+        self._sock.close()
