@@ -27,7 +27,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class BootFailed:
-    """Worker: it cannot start; `exit_code` is the status it exits with next, `summary` one line, `detail` the traceback."""
+    """Worker: it cannot start; it exits with `exit_code` next. `summary` is one line, `detail` the traceback."""
 
     exit_code: int
     summary: str
@@ -117,7 +117,7 @@ class Channel:
     __slots__ = ("_sock",)
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+        sock.settimeout(0.0)
         self._sock = sock
 
     @classmethod

@@ -1,9 +1,9 @@
-"""The scoreboard: levels in shared memory, one row of 8-byte cells per worker, written by the worker, read by the arbiter.
+"""The scoreboard: levels in shared memory, a row of 8-byte cells per worker; the worker writes, the arbiter reads.
 
-Theory of operation: the arbiter creates one sealed memfd and maps it; workers inherit the mapping across the fork. A row
-is leased to a worker id and handed out again only after that worker was reaped, so a row has one writer at any time. An
-aligned 8-byte store does not tear, hence neither side locks. What a worker writes is untrusted: cells are numbers and are
-never used as sizes or offsets. Counters of a released row are folded into totals, so sums never go backwards.
+Theory of operation: the arbiter creates one sealed memfd and maps it; workers inherit the mapping across the fork. A
+row is leased to a worker id and handed out again only after that worker was reaped, so a row has one writer at any
+time. An aligned 8-byte store does not tear, hence neither side locks. What a worker writes is untrusted: cells are
+numbers and never sizes or offsets. Counters of a released row are folded into totals, so sums never go backwards.
 
 The memfd is sealed against shrinking, growing and further seals: otherwise an unprivileged worker's ftruncate(2) would
 kill the arbiter with SIGBUS (memfd_create(2), fcntl(2) "File Sealing").
@@ -27,7 +27,7 @@ _MAGIC: Final = 0x70726F636D6772  # "procmgr"
 
 
 class Kind(Enum):
-    """How a cell's value is read: a counter only grows, a gauge is a current level, a stamp is CLOCK_MONOTONIC in ns."""
+    """How a value is read: a counter only grows, a gauge is a current level, a stamp is CLOCK_MONOTONIC in ns."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
