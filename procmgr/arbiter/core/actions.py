@@ -29,6 +29,7 @@ class KillReason(Enum):
     HUNG = "its event loop was blocked"
     SUSPENDED = "it was stopped"
     DRAIN_TIMEOUT = "it did not finish draining in time"
+    TERM_IGNORED = "it did not end on TERM"
     STOPPING = "the stop was forced"
 
 
@@ -115,7 +116,10 @@ class WorkerRecycled:
 
 @dataclass(frozen=True, slots=True)
 class BackingOff:
-    """Notice: the next spawn waits `seconds`, after `failures` young deaths in a row."""
+    """Notice: the next spawn waits `seconds`, after `failures` young deaths in a row.
+
+    Deaths of workers that ran at the same time count once: eight workers that fail together are one failure.
+    """
 
     seconds: float
     failures: int
@@ -140,11 +144,16 @@ class ReloadOutcome(Enum):
     ROLLED_BACK = "rolled back"
     PARTIAL = "partial"
     SUPERSEDED = "superseded"
+    STOPPED = "cut short by a stop"
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadEnded:
-    """Notice: a roll ended; `replaced` of `desired` workers are of `generation`."""
+    """Notice: a reload ended; `replaced` of `desired` workers are ready and of `generation`.
+
+    Every accepted `Reload` is answered by exactly one. One that a newer reload overtook before its roll began ends as
+    SUPERSEDED without a `ReloadBegun`. `failure` is None when the worker died without a word.
+    """
 
     generation: int
     outcome: ReloadOutcome
@@ -169,7 +178,7 @@ class Stopping:
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """Notice: nothing was ever ready in `attempts` boots; `Finish` follows once the rest is gone."""
+    """Notice: nothing was ever ready in `attempts` rounds of boots; `Finish` follows once the rest is gone."""
 
     attempts: int
     failure: BootFailure | None

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 class BootFailure(Enum):
-    """Why a worker could not become ready, as far as it could tell before it exited."""
+    """Why a worker could not become ready: the first two as it told itself, the others as the arbiter saw."""
 
     NOT_FOUND = "the application could not be found"
     FAILED = "the application failed to start"
+    TIMED_OUT = "it was not ready in time"
+    REFUSED = "the operating system refused to start a process"
 
 
 class StopLevel(IntEnum):
@@ -147,20 +149,6 @@ class Stop:
     level: StopLevel
 
 
-Event = (
-    Tick
-    | Spawned
-    | SpawnFailed
-    | Ready
-    | BootFailed
-    | Beats
-    | Suspended
-    | DrainBegun
-    | RecycleDue
-    | Exited
-    | ScaleBy
-    | ScaleTo
-    | Reconfigure
-    | Reload
-    | Stop
-)
+Fact = Spawned | SpawnFailed | Ready | BootFailed | Suspended | DrainBegun | RecycleDue | Exited
+Wish = ScaleBy | ScaleTo | Reconfigure | Reload | Stop
+Event = Tick | Beats | Fact | Wish

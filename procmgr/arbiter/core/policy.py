@@ -17,10 +17,20 @@ class Backoff:
     jitter: float = 0.25
     stable_after: float = 10.0
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that would let the pool spin; raises `ValueError`."""
+        if not (0 < self.first <= self.cap and 0 <= self.jitter < 1 and self.stable_after >= 0):
+            raise ValueError(f"a back-off needs 0 < first <= cap, 0 <= jitter < 1 and stable_after >= 0: {self}")
+
+    def delay(self, failures: int, chance: float) -> float:
+        """Return the wait after `failures` young deaths in a row; `chance` is a random number in [0, 1)."""
+        full = min(self.cap, self.first * 2.0 ** min(failures - 1, 64))
+        return full * (1 - self.jitter * chance)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One immutable set of bounds for the pool."""
+    """One immutable set of bounds for the pool. `beat_timeout` 0 switches the watch over the beat off."""
 
     workers: int
     surge: int = 1
@@ -32,3 +42,11 @@ class Policy:
     dump_grace: float = 0.5
     boot_attempts: int = 3
     backoff: Backoff = Backoff()
+
+    def __post_init__(self) -> None:
+        """Refuse numbers no pool can run by; raises `ValueError`."""
+        if min(self.workers, self.surge, self.boot_attempts) < 1:
+            raise ValueError(f"workers, surge and boot_attempts are at least 1: {self}")
+        times = (self.beat_timeout, self.graceful_timeout, self.quick_timeout, self.kill_grace, self.dump_grace)
+        if not (self.boot_timeout > 0 and all(time >= 0 for time in times)):
+            raise ValueError(f"boot_timeout is above 0 and no other time is negative: {self}")
