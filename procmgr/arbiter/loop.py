@@ -1,0 +1,148 @@
+"""The arbiter's loop: descriptors, signals and time become events; what the pool answers is executed.
+
+Rules: it waits in one place only, `select`, and never for one worker. Signals are handled before channels, so that a
+worker's "I drain" after a TERM to the whole group is already known to be part of our own stop. Deaths are handled after
+channels, so last words come first. Facts are recorded before deadlines are looked at, so that a late arbiter does not
+kill a worker whose message was waiting.
+"""
+
+from __future__ import annotations
+
+import selectors
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from procmgr import messages
+from procmgr.arbiter.core import actions
+from procmgr.arbiter.core.events import Event, Exited, Spawned, Tick
+
+if TYPE_CHECKING:
+    import signal
+
+    from procmgr.arbiter.core.pool import Pool
+    from procmgr.arbiter.host import Host
+    from procmgr.arbiter.signals import SignalQueue
+
+_SAMPLE_SECONDS: Final = 1.0
+
+
+class Observer(Protocol):
+    """Who hears what the loop does not decide itself."""
+
+    def on_signal(self, signum: signal.Signals) -> None:
+        """A signal was delivered (SIGCHLD excepted, which is the loop's own)."""
+        ...
+
+    def on_notice(self, notice: actions.Notice) -> None:
+        """The pool decided or learned something."""
+        ...
+
+    def on_sample(self, now: float) -> None:
+        """About a second passed."""
+        ...
+
+
+class Loop:
+    """Runs the pool against a host until the pool finishes."""
+
+    def __init__(self, *, pool: Pool, host: Host, signals: SignalQueue, observer: Observer) -> None:
+        self._pool = pool
+        self._host = host
+        self._signals = signals
+        self._observer = observer
+        self._selector = selectors.EpollSelector()
+        self._selector.register(signals, selectors.EVENT_READ, None)
+        self._queue: deque[Event] = deque()
+        self._next_sample = host.now()
+        self._exit_code: int | None = None
+
+    def run(self) -> int:
+        """Supervise until every worker is gone and none will come; returns the exit code."""
+        self.post(Tick())
+        while self._exit_code is None:
+            self._turn()
+        return self._exit_code
+
+    def post(self, event: Event) -> None:
+        """Give the pool an event and execute what it answers, and so on for the events that follow from that."""
+        self._queue.append(event)
+        if len(self._queue) > 1:
+            return  # posted from within an action: the call below in the stack comes to it
+        while self._queue:
+            for action in self._pool.handle(self._queue[0], self._host.now()):
+                self._execute(action)
+            self._queue.popleft()
+
+    def close_in_child(self) -> None:
+        """Close what a forked child must not keep: the epoll is shared with it, so nothing may be unregistered."""
+        self._selector.close()
+        self._signals.close()
+
+    def _turn(self) -> None:
+        ready = {key.data for key, _ in self._selector.select(self._timeout())}
+        if None in ready:
+            ready.remove(None)
+            self._read_signals()
+        for worker_id in sorted(ready):
+            self._read_channel(worker_id)
+        for event in self._host.reap():
+            self.post(event)
+            if isinstance(event, Exited):
+                self._bury(event.worker_id)
+        now = self._host.now()
+        if now >= self._next_sample:
+            self._next_sample = now + _SAMPLE_SECONDS
+            self.post(self._host.beats())
+            self._observer.on_sample(now)
+        self.post(Tick())
+
+    def _timeout(self) -> float:
+        deadline = self._pool.deadline()
+        wake = self._next_sample if deadline is None else min(deadline, self._next_sample)
+        return max(0.0, wake - self._host.now())
+
+    def _read_signals(self) -> None:
+        for signum in self._signals.read():
+            if signum.name != "SIGCHLD":
+                self._observer.on_signal(signum)
+
+    def _read_channel(self, worker_id: int) -> None:
+        try:
+            events = self._host.receive(worker_id)
+        except messages.ChannelClosed:
+            # Not a death: only waitpid(2) says that. A worker that closed its channel is watched by its beat.
+            self._selector.unregister(self._host.channel(worker_id))
+            return
+        for event in events:
+            self.post(event)
+
+    def _bury(self, worker_id: int) -> None:
+        channel = self._host.channel(worker_id)
+        if channel.fileno() in self._selector.get_map():
+            self._selector.unregister(channel)
+        self._host.bury(worker_id)
+
+    def _execute(self, action: actions.Action) -> None:
+        match action:
+            case actions.Spawn():
+                self._spawn(action)
+            case actions.Drain():
+                self._host.drain(action)
+            case actions.Terminate(worker_id=worker_id):
+                self._host.terminate(worker_id)
+            case actions.DumpStacks(worker_id=worker_id):
+                suspended = self._host.dump_stacks(worker_id)
+                if suspended is not None:
+                    self._queue.append(suspended)
+            case actions.Kill(worker_id=worker_id):
+                self._host.kill(worker_id)
+            case actions.Finish(exit_code=exit_code):
+                self._exit_code = exit_code
+            case _:
+                self._observer.on_notice(action)
+
+    def _spawn(self, order: actions.Spawn) -> None:
+        answer = self._host.spawn(order)
+        self._queue.append(answer)
+        if isinstance(answer, Spawned):
+            self._selector.register(self._host.channel(order.worker_id), selectors.EVENT_READ, order.worker_id)

@@ -1,0 +1,283 @@
+"""The composition root: settings become listeners, processes, a pool and the loop that runs them.
+
+`Arbiter` owns what outlives a generation: listeners, the guard, the pid file, the notifier. What a generation is made
+of is a `Plan`; the newest plan becomes a generation's when the pool begins it, so a plan that was rolled back is never
+forked again. A reload reads the configuration anew and is refused as a whole if any of it is wrong.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from procmgr import __version__, logs, messages, process, sockets, systemd
+from procmgr.arbiter import descendants, spawn
+from procmgr.arbiter.core import actions
+from procmgr.arbiter.core.events import Reload, ScaleBy, Stop
+from procmgr.arbiter.core.policy import Policy
+from procmgr.arbiter.core.pool import Pool
+from procmgr.arbiter.core.view import status_line
+from procmgr.arbiter.guard import Guard
+from procmgr.arbiter.host import LinuxHost, Member
+from procmgr.arbiter.listeners import Listeners
+from procmgr.arbiter.loop import Loop
+from procmgr.arbiter.report import Report
+from procmgr.arbiter.signals import SignalQueue, StopLadder
+from procmgr.config.resolve import Invocation, Resolved, changes, resolve
+from procmgr.errors import ConfigError, ExitCode, ProcmgrError
+from procmgr.worker import boot
+
+if TYPE_CHECKING:
+    from procmgr.config.settings import Settings
+    from procmgr.process import Privileges
+    from procmgr.sockets import Listener
+
+log = logging.getLogger("procmgr.error")
+
+QUICK_SECONDS = 1.0
+KILL_GRACE_SECONDS = 5.0
+
+
+def main(invocation: Invocation, resolved: Resolved) -> int:
+    """Supervise until stopped; returns the exit code. Raises `ProcmgrError` when it cannot start."""
+    with ExitStack() as stack:
+        return Arbiter(invocation, resolved, stack).run()
+
+
+def check(invocation: Invocation, resolved: Resolved) -> int:
+    """Import the application in a child, without serving; returns the exit code it would fail with, or 0."""
+    settings = resolved.settings
+    privileges = process.resolve_privileges(settings.process.user, settings.process.group)
+    pid = spawn.fork(
+        lambda: boot.check(settings, privileges, invocation.environ, invocation.cwd), close_in_child=_nothing
+    )
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else ExitCode.APP_FAILED
+
+
+def _nothing() -> None:
+    """There is nothing to close in the child."""
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Translate settings into the numbers that the pool decides by."""
+    pool = settings.pool
+    return Policy(
+        workers=pool.workers,
+        surge=pool.reload_surge.count(pool.workers),
+        boot_timeout=pool.timeout_boot,
+        beat_timeout=pool.timeout,
+        graceful_timeout=pool.graceful_timeout,
+        quick_timeout=QUICK_SECONDS,
+        kill_grace=KILL_GRACE_SECONDS,
+        boot_attempts=pool.boot_attempts,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What workers of one generation are made of."""
+
+    settings: Settings
+    listeners: tuple[Listener, ...]
+    privileges: Privileges | None
+
+
+class Arbiter:
+    """Everything that outlives a generation, and the answers to signals and notices."""
+
+    def __init__(self, invocation: Invocation, resolved: Resolved, stack: ExitStack) -> None:
+        self._invocation = invocation
+        self._notifier = systemd.Notifier.from_environ(os.environ)
+        self._listeners = Listeners(inherited=systemd.inherited_sockets(os.environ))
+        settings = resolved.settings
+        self._logs = _configure_logs(settings)
+        for note in resolved.notes:
+            log.info("%s", note)
+        self._next_plan = self._plan(settings)
+        stack.callback(self._listeners.keep, ())
+        self._plans: dict[int, Plan] = {}
+        if settings.process.pid is not None:
+            pid_file = process.PidFile(Path(settings.process.pid))
+            stack.callback(pid_file.close)
+        self._prepare_process(settings)
+        self._ladder = StopLadder()
+        self._signals = SignalQueue()
+        self._host = LinuxHost(birth=self._birth, close_in_child=self._close_in_child)
+        self._report = Report(members=self._host.members)
+        self._pool = Pool(policy_of(settings), now=self._host.now(), random=random.random)
+        self._plans[self._pool.view().generation] = self._next_plan
+        self._loop = Loop(pool=self._pool, host=self._host, signals=self._signals, observer=self)
+        self._guard = self._fork_guard()
+
+    def run(self) -> int:
+        """Supervise until the pool finishes; returns the exit code."""
+        settings = self._next_plan.settings
+        where = ", ".join(sockets.url(listener.address) for listener in self._next_plan.listeners)
+        workers = f"{settings.pool.workers} worker{'' if settings.pool.workers == 1 else 's'}"
+        log.info(
+            "procmgr %s (pid %d) serves %s on %s with %s", __version__, os.getpid(), settings.app.app, where, workers
+        )
+        code = self._loop.run()
+        left = descendants.end_all(except_pids=frozenset({self._guard.pid}))
+        if left:
+            log.warning("ended %d process%s that workers had left behind", left, "" if left == 1 else "es")
+        log.info("stopped")
+        return code
+
+    def on_signal(self, signum: signal.Signals) -> None:
+        """Answer a signal; see the signals table in the README."""
+        log.debug("received %s", signum.name)
+        match signum:
+            case signal.SIGTERM | signal.SIGINT | signal.SIGQUIT:
+                level = self._ladder.climb(signum, self._host.now())
+                if level is not None:
+                    self._loop.post(Stop(level))
+            case signal.SIGHUP:
+                self._reload()
+            case signal.SIGTTIN:
+                self._loop.post(ScaleBy(1))
+            case signal.SIGTTOU:
+                self._loop.post(ScaleBy(-1))
+            case signal.SIGUSR1:
+                self._reopen_logs()
+            case _:
+                log.info("%s has no meaning yet", signum.name)
+
+    def on_notice(self, notice: actions.Notice) -> None:
+        """Say a notice, and act where it concerns more than the pool."""
+        match notice:
+            case actions.ReloadBegun(generation=generation):
+                self._plans[generation] = self._next_plan
+            case actions.ReloadEnded():
+                self._forget_plans()
+            case _:
+                pass
+        self._report.say(notice)
+        self._notify(notice)
+
+    def on_sample(self, now: float) -> None:
+        """Send what systemd wants to hear regularly."""
+        del now
+        self._notifier.watchdog()
+        self._notifier.status(status_line(self._pool.view()))
+
+    def _plan(self, settings: Settings) -> Plan:
+        privileges = process.resolve_privileges(settings.process.user, settings.process.group)
+        listeners = self._listeners.open(
+            settings.bind.addresses, backlog=settings.bind.backlog, umask=settings.process.umask
+        )
+        return Plan(settings, listeners, privileges)
+
+    def _birth(self, order: actions.Spawn, member: Member, channel: messages.Channel) -> boot.Birth:
+        plan = self._plans[order.generation]
+        return boot.Birth(
+            worker_id=order.worker_id,
+            slot=order.slot,
+            generation=order.generation,
+            arbiter_pid=os.getpid(),
+            settings=plan.settings,
+            listeners=plan.listeners,
+            privileges=plan.privileges,
+            environ=self._invocation.environ,
+            cwd=self._invocation.cwd,
+            channel=channel,
+            row=member.row,
+            stacks_fd=member.stacks_fd,
+            logs=self._logs,
+        )
+
+    def _close_in_child(self, keep: tuple[Listener, ...]) -> None:
+        self._loop.close_in_child()
+        self._notifier.close()
+        self._listeners.close_in_child(keep)
+
+    def _reload(self) -> None:
+        """Read the configuration anew and roll the workers, or say why everything stays as it is."""
+        try:
+            plan = self._replan()
+        except ProcmgrError as error:
+            log.error("reload refused, nothing changed: %s", error)
+            self._notifier.reloading("reload refused")
+            self._notifier.ready(f"reload refused: {error}")
+            return
+        self._next_plan = plan
+        level = plan.settings.logs.log_level
+        logs.set_level(level)
+        self._host.broadcast(messages.Configure(level))
+        self._notifier.reloading("reloading")
+        self._loop.post(Reload(policy_of(plan.settings)))
+
+    def _replan(self) -> Plan:
+        settings = resolve(self._invocation).settings
+        changed = changes(self._next_plan.settings, settings)
+        if changed.restart:
+            names = ", ".join(sorted(changed.restart))
+            raise ConfigError(f"a change of {names} needs a restart")
+        return self._plan(settings)
+
+    def _forget_plans(self) -> None:
+        """Drop plans that no worker is made of and none will be, and close the listeners that only they had."""
+        view = self._pool.view()
+        alive = {worker.generation for worker in view.workers} | {view.generation}
+        for generation in [number for number in self._plans if number not in alive]:
+            del self._plans[generation]
+        self._next_plan = self._plans[view.generation]
+        self._listeners.keep({listener.address for plan in self._plans.values() for listener in plan.listeners})
+
+    def _reopen_logs(self) -> None:
+        logs.reopen_files()
+        self._host.broadcast(messages.ReopenLogs())
+        log.info("log files reopened")
+
+    def _notify(self, notice: actions.Notice) -> None:
+        status = status_line(self._pool.view())
+        match notice:
+            case actions.PoolReady() | actions.ReloadEnded():
+                self._notifier.ready(status)
+            case actions.Stopping():
+                self._notifier.stopping(status)
+            case _:
+                self._notifier.status(status)
+
+    def _fork_guard(self) -> Guard:
+        guard = Guard(patience=self._patience(), close_in_child=lambda: self._host.close_in_child(()))
+        self._host.entrust(guard, self._on_foreign_death)
+        return guard
+
+    def _patience(self) -> float:
+        """Return how long the arbiter's workers may take to drain after its death, in seconds."""
+        return self._next_plan.settings.pool.graceful_timeout + KILL_GRACE_SECONDS
+
+    def _on_foreign_death(self, pid: int) -> None:
+        if pid == self._guard.pid:
+            log.warning("the guard (pid %d) died; forking another", pid)
+            self._guard.close()
+            self._guard = self._fork_guard()
+        else:
+            log.debug("buried pid %d, which is no worker", pid)
+
+    def _prepare_process(self, settings: Settings) -> None:
+        process.raise_nofile_limit()
+        process.set_subreaper()
+        process.set_title(f"procmgr: {settings.process.name}")
+        boot.preimport(settings)
+        gc.collect()
+        gc.freeze()
+
+
+def _configure_logs(settings: Settings) -> logs.LogSetup:
+    return logs.configure(
+        level=settings.logs.log_level,
+        access=settings.logs.access_log,
+        use_colors=settings.logs.use_colors,
+        log_config=settings.logs.log_config,
+    )

@@ -1,0 +1,116 @@
+"""Signals of the arbiter: a queue that its loop reads, and the ladder that repeated TERM and INT climb.
+
+Theory of operation: every signal of interest has a handler that does nothing. CPython's C-level handler writes the
+signal's number into the wakeup pipe (signal.set_wakeup_fd), so a signal becomes one readable byte and is handled in
+order with everything else, never in the middle of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from procmgr.arbiter.core.events import StopLevel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+HANDLED: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCHLD,
+)
+_ENTRY: Final = {
+    signal.SIGTERM: StopLevel.GRACEFUL,
+    signal.SIGINT: StopLevel.QUICK,
+    signal.SIGQUIT: StopLevel.QUICK,
+}
+_REPEAT_SECONDS: Final = 0.5
+
+
+def ignore(_signum: int, _frame: FrameType | None) -> None:
+    """Do nothing, as a handler: unlike SIG_IGN it is reset by execve(2) and does not leak into subprocesses."""
+
+
+class SignalQueue:
+    """Delivered signals as numbers to be read from a descriptor; install it once, on the main thread."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for signum in HANDLED:
+            signal.signal(signum, ignore)
+
+    def fileno(self) -> int:
+        """Return the descriptor to be polled for reading."""
+        return self._reader
+
+    def read(self) -> list[signal.Signals]:
+        """Return what was delivered since the last call, oldest first."""
+        try:
+            data = os.read(self._reader, 4096)
+        except BlockingIOError:
+            return []
+        return [signal.Signals(number) for number in data if number in HANDLED]
+
+    def close(self) -> None:
+        """Close both ends. In a forked child the caller has cleared the wakeup descriptor before."""
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+class StopLadder:
+    """Turns TERM, INT and QUIT into ever more urgent stops: graceful → quick → kill.
+
+    The first signal enters at its own level, each further TERM or INT climbs one. The same signal again within half a
+    second counts once: a wrapper repeats what the terminal has already sent to the whole process group.
+    """
+
+    def __init__(self) -> None:
+        self._level: StopLevel | None = None
+        self._seen: dict[signal.Signals, float] = {}
+
+    def climb(self, signum: signal.Signals, now: float) -> StopLevel | None:
+        """Return the level that `signum` at `now` (monotonic seconds) asks for, or None if it changes nothing."""
+        repeated = now - self._seen.get(signum, float("-inf")) < _REPEAT_SECONDS
+        self._seen[signum] = now
+        if repeated:
+            return None
+        if self._level is None:
+            self._level = _ENTRY[signum]
+        elif signum is signal.SIGQUIT:
+            self._level = max(self._level, StopLevel.QUICK)
+        else:
+            self._level = StopLevel(min(self._level + 1, StopLevel.KILL))
+        return self._level
+
+
+@contextmanager
+def all_blocked() -> Iterator[set[signal.Signals]]:
+    """Block every signal around a fork and yield the mask to restore in the child.
+
+    A signal that arrives between fork and the child's own setup would otherwise run the arbiter's handlers there, and
+    write into the arbiter's wakeup pipe.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    mask = {signal.Signals(number) for number in before}
+    try:
+        yield mask
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def reset_in_child() -> None:
+    """Undo the arbiter's signal setup in a forked child, before the mask is restored."""
+    signal.set_wakeup_fd(-1)
+    for signum in HANDLED:
+        signal.signal(signum, signal.SIG_DFL)

@@ -1,0 +1,56 @@
+"""The fork of a worker, and the hygiene of the child before `worker.boot` takes over.
+
+Rules: all signals are blocked across the fork, so none is lost and none runs the arbiter's handlers in the child. The
+child closes what it inherited through the objects that own it (closing by number what a live Python object owns would
+close somebody else's descriptor later), clears the wakeup descriptor and resets handlers before it restores the mask.
+The child never returns into the arbiter's frames: it leaves by os._exit(2).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from procmgr.arbiter.signals import all_blocked, reset_in_child
+from procmgr.errors import ExitCode
+from procmgr.worker import boot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def fork(run: Callable[[], int], *, close_in_child: Callable[[], None]) -> int:
+    """Fork a child that closes the arbiter's belongings, calls `run` and exits with what it returns.
+
+    Returns the child's pid. Raises `OSError` (EAGAIN, ENOMEM; fork(2)).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with all_blocked() as mask:
+        pid = os.fork()
+        if pid == 0:
+            _child(run, close_in_child, mask)
+    return pid
+
+
+def fork_worker(birth: boot.Birth, *, close_in_child: Callable[[], None]) -> int:
+    """Fork a worker; returns its pid, raises `OSError`."""
+    return fork(lambda: boot.boot(birth), close_in_child=close_in_child)
+
+
+def _child(run: Callable[[], int], close_in_child: Callable[[], None], mask: set[signal.Signals]) -> None:
+    status: int = ExitCode.CRASH
+    try:
+        reset_in_child()
+        close_in_child()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        status = run()
+    except BaseException:  # noqa: BLE001 - nothing may unwind into the arbiter's frames; the reason is said, then we exit
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -1,0 +1,284 @@
+"""The child's entry after the fork: from a copy of the arbiter to a serving worker, and out again by a typed exit.
+
+Order matters: the stack dump handler first (its signal would kill a process without it), then everything that decides
+what code is imported (environment, directory), then the loss of privileges, then the application's import, then the
+loop. PR_SET_PDEATHSIG is cleared by setresuid(2), so it is set after that, and the parent is looked at again since it
+may have died in between (prctl(2)).
+
+Until the loop runs TERM, INT and QUIT keep their default action: a worker that is importing ends at once. Afterwards
+TERM asks for a drain, and the signals that are meant for the arbiter (a terminal sends INT to the whole group) do
+nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from procmgr import logs, messages, process
+from procmgr.errors import AppError, ConfigError, ExitCode, ProcmgrError
+from procmgr.worker.app import load
+from procmgr.worker.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from procmgr.config.settings import Settings
+    from procmgr.logs import LogSetup
+    from procmgr.process import Privileges
+    from procmgr.scoreboard import Row
+    from procmgr.sockets import Listener
+    from procmgr.worker.app import ASGIApp
+
+_FLUSH_SECONDS: Final = 0.5
+STACKS_SIGNAL: Final = signal.SIGRTMIN + 6
+_NOT_OURS: Final = (
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
+_KEPT_FROM_WORKERS: Final = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
+)
+
+log = logging.getLogger("procmgr.error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """What a worker is born with."""
+
+    worker_id: int
+    slot: int
+    generation: int
+    arbiter_pid: int
+    settings: Settings
+    listeners: tuple[Listener, ...]
+    privileges: Privileges | None
+    environ: Mapping[str, str]
+    cwd: Path
+    channel: messages.Channel
+    row: Row
+    stacks_fd: int
+    logs: LogSetup
+
+
+def preimport(settings: Settings) -> None:
+    """Import, in the arbiter, what every worker needs, so that a fork is quick and the memory is shared.
+
+    No loop is created: its epoll instance would be shared by all children.
+    """
+    if settings.app.loop != "asyncio":
+        import uvloop  # noqa: F401, PLC0415 - only where it will be used
+
+
+def boot(birth: Birth) -> int:
+    """Run a worker to its end; returns its exit status. Called once, in the forked child."""
+    faulthandler.register(STACKS_SIGNAL, file=birth.stacks_fd, all_threads=True)
+    atexit._clear()  # noqa: SLF001 - what the arbiter registered is not ours to run
+    try:
+        return _run(birth)
+    except AppError as error:
+        return _cannot_start(birth, error, error.detail)
+    except ProcmgrError as error:
+        return _cannot_start(birth, error, "")
+    finally:
+        atexit._run_exitfuncs()  # noqa: SLF001 - os._exit(2) follows, which would skip what the application registered
+        _flush_logs(birth.logs)
+
+
+def check(settings: Settings, privileges: Privileges | None, environ: Mapping[str, str], cwd: Path) -> int:
+    """Import the application as a worker would and say on stderr why it cannot be; returns the exit code."""
+    try:
+        prepare(settings, privileges, environ, cwd)
+        _load(settings)
+    except AppError as error:
+        detail = f"{error.detail.rstrip()}\n" if error.detail else ""
+        sys.stderr.write(f"{detail}procmgr: error: {error}\n")
+        return error.exit_code
+    except ProcmgrError as error:
+        sys.stderr.write(f"procmgr: error: {error}\n")
+        return error.exit_code
+    return ExitCode.OK
+
+
+def prepare(settings: Settings, privileges: Privileges | None, environ: Mapping[str, str], cwd: Path) -> None:
+    """Give this process the environment, directory, umask and rights that the application is to be imported with.
+
+    Raises `ConfigError` for a bad directory or env file and `PrivilegeError` when the rights cannot be given up.
+    """
+    os.environ.clear()
+    os.environ.update(environment(settings, environ))
+    _enter(Path(settings.app.chdir) if settings.app.chdir else cwd)
+    if settings.process.umask is not None:
+        os.umask(settings.process.umask)
+    if privileges is not None:
+        process.drop_privileges(privileges)
+
+
+def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the application's environment: the arbiter's own at its start, then --env-file, then --env.
+
+    As with uvicorn a variable that exists already wins over the file.
+    """
+    result = {name: value for name, value in environ.items() if name not in _KEPT_FROM_WORKERS}
+    if settings.app.env_file is not None:
+        result = {**_env_file(settings.app.env_file), **result}
+    return {**result, **dict(settings.app.env)}
+
+
+def _env_file(path: str) -> dict[str, str]:
+    try:
+        from dotenv import dotenv_values  # noqa: PLC0415 - an extra: only who asks for a file needs it
+    except ImportError:
+        raise ConfigError("env_file: reading it needs python-dotenv; install procmgr[dotenv]") from None
+    if not Path(path).is_file():
+        raise ConfigError(f"env_file: there is no file {path}")
+    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+
+
+def _enter(directory: Path) -> None:
+    """Change to `directory` by its path: an inode kept from the start would be the old release after a deploy."""
+    try:
+        os.chdir(directory)
+        os.environ["PWD"] = str(directory)
+    except OSError as error:
+        raise ConfigError(f"cannot change to {directory}: {error.strerror}") from error
+
+
+def _load(settings: Settings) -> ASGIApp:
+    app = settings.app
+    return load(app.app, app_dir=app.app_dir, factory=app.factory, interface=app.interface)
+
+
+def _run(birth: Birth) -> int:
+    identity = {
+        "PROCMGR_SLOT": str(birth.slot),
+        "PROCMGR_WORKER_ID": str(birth.worker_id),
+        "PROCMGR_GENERATION": str(birth.generation),
+    }
+    prepare(birth.settings, birth.privileges, {**birth.environ, **identity}, birth.cwd)
+    process.set_title(f"procmgr: worker {birth.slot}")
+    process.set_pdeathsig(signal.SIGTERM)
+    if os.getppid() != birth.arbiter_pid:
+        return ExitCode.OK
+    app = _load(birth.settings)
+    os.register_at_fork(after_in_child=lambda: _leave_to_parent(birth))
+    with asyncio.Runner(loop_factory=_loop_factory(birth.settings.app.loop)) as runner:
+        return runner.run(_Worker(birth, app).main())
+
+
+def _leave_to_parent(birth: Birth) -> None:
+    """In a child of the worker (a process pool): hold neither the port nor the channel after the worker's death."""
+    for listener in birth.listeners:
+        listener.sock.close()
+    birth.channel.close()
+
+
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    import uvloop  # noqa: PLC0415 - already imported by the arbiter, and only where it is used
+
+    return uvloop.new_event_loop
+
+
+def _cannot_start(birth: Birth, error: ProcmgrError, detail: str) -> int:
+    birth.channel.send(messages.BootFailed(int(error.exit_code), str(error), detail))
+    return error.exit_code
+
+
+def _flush_logs(setup: LogSetup) -> None:
+    setup.error.close(_FLUSH_SECONDS)
+    if setup.access is not None:
+        setup.access.close(_FLUSH_SECONDS)
+
+
+class _Worker:
+    """The running worker: its server, and its ears for the arbiter and for TERM."""
+
+    def __init__(self, birth: Birth, app: ASGIApp) -> None:
+        self._birth = birth
+        self._channel = birth.channel
+        self._server = Server(
+            app=app,
+            settings=birth.settings,
+            listeners=birth.listeners,
+            row=birth.row,
+            logs=birth.logs,
+            on_request_limit=self._on_request_limit,
+        )
+        self._task: asyncio.Task[int] | None = None
+        self._ready = False
+
+    async def main(self) -> int:
+        """Start, say so, serve until drained; returns the exit status."""
+        self._listen()
+        try:
+            await self._server.start()
+        except asyncio.CancelledError:
+            return ExitCode.OK
+        self._ready = True
+        self._channel.send(messages.Ready())
+        await self._server.serve_until_drained()
+        return ExitCode.OK
+
+    def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        loop.add_signal_handler(signal.SIGTERM, self._on_term)
+        for signum in _NOT_OURS:
+            loop.add_signal_handler(signum, _nothing)
+        loop.add_reader(self._channel.fileno(), self._on_channel)
+
+    def _on_term(self) -> None:
+        """Drain because somebody outside said so, and let the arbiter replace this worker; or stop starting."""
+        if not self._ready:
+            assert self._task is not None
+            self._task.cancel()
+            return
+        self._channel.send(messages.DrainBegun())
+        self._server.request_drain("retire", self._own_deadline())
+
+    def _on_channel(self) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                self._obey(received[0])
+        except messages.ChannelClosed:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            log.warning("the arbiter died: draining")
+            self._server.request_drain("stop", self._own_deadline())
+
+    def _obey(self, message: messages.Message) -> None:
+        match message:
+            case messages.Drain(mode=mode, deadline=deadline):
+                self._server.request_drain(mode, deadline)
+            case messages.Configure(log_level=level):
+                logs.set_level(level)
+            case messages.ReopenLogs():
+                logs.reopen_files()
+            case _:
+                log.error("the arbiter sent a worker's message: %s", type(message).__name__)
+
+    def _own_deadline(self) -> float:
+        return time.monotonic() + self._birth.settings.pool.graceful_timeout
+
+    def _on_request_limit(self, served: int) -> None:
+        self._channel.send(messages.RecycleDue(f"it served {served} requests"))
+
+
+def _nothing() -> None:
+    """A signal for the arbiter that reached the whole process group."""
