@@ -44,9 +44,17 @@ class ConfigError(ProcmgrError):
 
 
 class AppError(ProcmgrError):
-    """The application was found but did not start: its import raised, or its lifespan startup failed."""
+    """The application was found but did not start: its import raised, or its lifespan startup failed.
+
+    `summary` is the one line, `detail` the application's own traceback or words; empty when the line says it all.
+    """
 
     exit_code = ExitCode.APP_FAILED
+
+    def __init__(self, summary: str, detail: str = "") -> None:
+        super().__init__(summary)
+        self.summary = summary
+        self.detail = detail
 
 
 class AppNotFoundError(AppError):
