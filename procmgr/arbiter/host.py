@@ -39,7 +39,7 @@ from procmgr.errors import ExitCode
 from procmgr.worker.boot import STACKS_SIGNAL, Birth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from procmgr.arbiter.core import actions
     from procmgr.arbiter.guard import Guard

@@ -30,15 +30,15 @@ class Observer(Protocol):
     """Who hears what the loop does not decide itself."""
 
     def on_signal(self, signum: signal.Signals) -> None:
-        """A signal was delivered (SIGCHLD excepted, which is the loop's own)."""
+        """Answer a signal (SIGCHLD excepted, which is the loop's own)."""
         ...
 
     def on_notice(self, notice: actions.Notice) -> None:
-        """The pool decided or learned something."""
+        """Hear what the pool decided or learned."""
         ...
 
     def on_sample(self, now: float) -> None:
-        """About a second passed."""
+        """Do what is due about once a second."""
         ...
 
 

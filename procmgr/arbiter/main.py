@@ -1,8 +1,8 @@
 """The composition root: settings become listeners, processes, a pool and the loop that runs them.
 
 `Arbiter` owns what outlives a generation: listeners, the guard, the pid file, the notifier. What a generation is made
-of is a `Plan`; the newest plan becomes a generation's when the pool begins it, so a plan that was rolled back is never
-forked again. A reload reads the configuration anew and is refused as a whole if any of it is wrong.
+of is a `Plan`. A reload makes the next plan of the configuration as it is now, or is refused as a whole if any of it is
+wrong; the plan becomes a generation's when the pool begins that generation, which is never forked after a rollback.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ class Arbiter:
         self._logs = _configure_logs(settings)
         for note in resolved.notes:
             log.info("%s", note)
-        self._next_plan = self._plan(settings)
         stack.callback(self._listeners.keep, ())
-        self._plans: dict[int, Plan] = {}
+        first = self._plan(settings)
+        self._pending: Plan | None = None
         if settings.process.pid is not None:
             pid_file = process.PidFile(Path(settings.process.pid))
             stack.callback(pid_file.close)
@@ -114,14 +114,15 @@ class Arbiter:
         self._host = LinuxHost(birth=self._birth, close_in_child=self._close_in_child)
         self._report = Report(members=self._host.members)
         self._pool = Pool(policy_of(settings), now=self._host.now(), random=random.random)
-        self._plans[self._pool.view().generation] = self._next_plan
+        self._plans = {self._pool.view().generation: first}
         self._loop = Loop(pool=self._pool, host=self._host, signals=self._signals, observer=self)
         self._guard = self._fork_guard()
 
     def run(self) -> int:
         """Supervise until the pool finishes; returns the exit code."""
-        settings = self._next_plan.settings
-        where = ", ".join(sockets.url(listener.address) for listener in self._next_plan.listeners)
+        plan = self._plan_in_force()
+        settings = plan.settings
+        where = ", ".join(sockets.url(listener.address) for listener in plan.listeners)
         workers = f"{settings.pool.workers} worker{'' if settings.pool.workers == 1 else 's'}"
         log.info(
             "procmgr %s (pid %d) serves %s on %s with %s", __version__, os.getpid(), settings.app.app, where, workers
@@ -156,7 +157,8 @@ class Arbiter:
         """Say a notice, and act where it concerns more than the pool."""
         match notice:
             case actions.ReloadBegun(generation=generation):
-                self._plans[generation] = self._next_plan
+                assert self._pending is not None  # every generation after the first is begun by a reload
+                self._plans[generation], self._pending = self._pending, None
             case actions.ReloadEnded():
                 self._forget_plans()
             case _:
@@ -209,7 +211,7 @@ class Arbiter:
             self._notifier.reloading("reload refused")
             self._notifier.ready(f"reload refused: {error}")
             return
-        self._next_plan = plan
+        self._pending = plan
         level = plan.settings.logs.log_level
         logs.set_level(level)
         self._host.broadcast(messages.Configure(level))
@@ -218,7 +220,7 @@ class Arbiter:
 
     def _replan(self) -> Plan:
         settings = resolve(self._invocation).settings
-        changed = changes(self._next_plan.settings, settings)
+        changed = changes(self._plan_in_force().settings, settings)
         if changed.restart:
             names = ", ".join(sorted(changed.restart))
             raise ConfigError(f"a change of {names} needs a restart")
@@ -230,8 +232,12 @@ class Arbiter:
         alive = {worker.generation for worker in view.workers} | {view.generation}
         for generation in [number for number in self._plans if number not in alive]:
             del self._plans[generation]
-        self._next_plan = self._plans[view.generation]
-        self._listeners.keep({listener.address for plan in self._plans.values() for listener in plan.listeners})
+        plans = [*self._plans.values(), *([self._pending] if self._pending else [])]
+        self._listeners.keep({listener.address for plan in plans for listener in plan.listeners})
+
+    def _plan_in_force(self) -> Plan:
+        """Return the newest plan that was accepted and not rolled back."""
+        return self._pending or self._plans[self._pool.view().generation]
 
     def _reopen_logs(self) -> None:
         logs.reopen_files()
@@ -255,7 +261,7 @@ class Arbiter:
 
     def _patience(self) -> float:
         """Return how long the arbiter's workers may take to drain after its death, in seconds."""
-        return self._next_plan.settings.pool.graceful_timeout + KILL_GRACE_SECONDS
+        return self._plan_in_force().settings.pool.graceful_timeout + KILL_GRACE_SECONDS
 
     def _on_foreign_death(self, pid: int) -> None:
         if pid == self._guard.pid:

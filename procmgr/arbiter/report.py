@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("procmgr.error")
 
+PoolNotice = (
+    actions.BackingOff
+    | actions.PoolReady
+    | actions.ReloadEnded
+    | actions.Scaled
+    | actions.Stopping
+    | actions.GaveUp
+    | actions.ClockJumped
+)
+
 _STOPPING = {
     StopLevel.GRACEFUL: "stopping: finishing what was accepted",
     StopLevel.QUICK: "stopping quickly: requests that run get a moment, then they are cancelled",
@@ -45,25 +55,11 @@ class Report:
                 self._say_death(notice)
             case actions.WorkerRecycled():
                 log.info("%s will be replaced: %s", self._name(notice.worker_id), notice.reason)
-            case actions.BackingOff(seconds=seconds, failures=failures):
-                log.warning("next attempt in %.1f s, after %s in a row", seconds, _count(failures, "early death"))
-            case actions.PoolReady():
-                log.info("all workers are ready")
             case actions.ReloadBegun(generation=generation):
                 self._said_failures.clear()
                 log.info("reloading: rolling to generation %d", generation)
-            case actions.ReloadEnded():
-                _say_reload(notice)
-            case actions.Scaled(workers=workers):
-                log.info("scaling to %s", _count(workers, "worker"))
-            case actions.Stopping(level=level):
-                log.info(_STOPPING[level])
-            case actions.GaveUp(attempts=attempts):
-                log.critical("giving up: no worker was ready in %s", _count(attempts, "attempt"))
-            case actions.ClockJumped(seconds=seconds):
-                log.warning("the arbiter did not run for %.1f s; every deadline was moved by as much", seconds)
             case _:
-                assert_never(notice)
+                _say_pool(notice)
 
     def _say_death(self, death: actions.WorkerDied) -> None:
         member = self._members[death.worker_id]
@@ -90,6 +86,26 @@ class Report:
     def _name(self, worker_id: int) -> str:
         member = self._members[worker_id]
         return f"worker {worker_id} (slot {member.slot}, pid {member.pid})"
+
+
+def _say_pool(notice: PoolNotice) -> None:
+    match notice:
+        case actions.BackingOff(seconds=seconds, failures=failures):
+            log.warning("next attempt in %.1f s, after %s in a row", seconds, _count(failures, "early death"))
+        case actions.PoolReady():
+            log.info("all workers are ready")
+        case actions.ReloadEnded():
+            _say_reload(notice)
+        case actions.Scaled(workers=workers):
+            log.info("scaling to %s", _count(workers, "worker"))
+        case actions.Stopping(level=level):
+            log.info(_STOPPING[level])
+        case actions.GaveUp(attempts=attempts):
+            log.critical("giving up: no worker was ready in %s", _count(attempts, "attempt"))
+        case actions.ClockJumped(seconds=seconds):
+            log.warning("the arbiter did not run for %.1f s; every deadline was moved by as much", seconds)
+        case _:
+            assert_never(notice)
 
 
 def _severity(death: actions.WorkerDied) -> int:
@@ -129,6 +145,8 @@ def _say_reload(ended: actions.ReloadEnded) -> None:
             )
         case ReloadOutcome.SUPERSEDED:
             log.info("reload superseded: generation %d gives way to a newer one", ended.generation)
+        case ReloadOutcome.STOPPED:
+            log.info("reload cut short by the stop")
         case _:
             assert_never(ended.outcome)
 

@@ -281,4 +281,4 @@ class _Worker:
 
 
 def _nothing() -> None:
-    """A signal for the arbiter that reached the whole process group."""
+    """Answer a signal that was for the arbiter and reached the whole process group."""
