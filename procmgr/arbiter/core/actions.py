@@ -44,7 +44,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Tell a serving worker to drain until `deadline` (monotonic seconds); a later one for the same worker is stricter."""
+    """Tell a serving worker to drain until `deadline` (monotonic seconds); each one after the first is stricter."""
 
     worker_id: int
     mode: DrainMode
@@ -92,7 +92,9 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
-    """Notice: a worker is gone. `killed` is set when procmgr killed it; `expected` when procmgr or an operator ended it."""
+    """Notice: a worker is gone. `killed` is set when procmgr killed it, `expected` when it was on its way out already:
+    told to end, given up, or draining because an operator sent it TERM.
+    """
 
     worker_id: int
     slot: int

@@ -100,7 +100,7 @@ class DrainBegun:
 
 @dataclass(frozen=True, slots=True)
 class RecycleDue:
-    """The worker reached a limit (requests, lifetime, memory) and wants to be replaced; it serves until it is retired."""
+    """The worker reached a limit (requests, lifetime, memory); it serves until it is replaced and retired."""
 
     worker_id: int
     reason: str

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+MAX_WORKERS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """How long a spawn waits after young deaths: `first` · 2ⁿ up to `cap`, each shortened at random by up to `jitter` of it.
+    """How long a spawn waits after young deaths: `first` · 2ⁿ up to `cap`, shortened at random by up to `jitter` of it.
 
     A worker that stays ready for `stable_after` seconds ends the row of failures.
     """
@@ -47,6 +50,18 @@ class Policy:
         """Refuse numbers no pool can run by; raises `ValueError`."""
         if min(self.workers, self.surge, self.boot_attempts) < 1:
             raise ValueError(f"workers, surge and boot_attempts are at least 1: {self}")
+        if self.workers > MAX_WORKERS:
+            raise ValueError(f"there are at most {MAX_WORKERS} workers: {self}")
         times = (self.beat_timeout, self.graceful_timeout, self.quick_timeout, self.kill_grace, self.dump_grace)
         if not (self.boot_timeout > 0 and all(time >= 0 for time in times)):
             raise ValueError(f"boot_timeout is above 0 and no other time is negative: {self}")
+
+
+def bounded(workers: int) -> int:
+    """Return the number of workers nearest to `workers` that a pool can have."""
+    return max(1, min(workers, MAX_WORKERS))
+
+
+def retarget(target: int, old: Policy, new: Policy) -> int:
+    """Return the desired number under `new`: scaling by hand stands until `workers` itself changes."""
+    return target if new.workers == old.workers else new.workers

@@ -1,0 +1,151 @@
+"""The first step: record a fact or a wish, and decide only what it means for its worker or for what is desired."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from procmgr.arbiter.core import actions, events, reload
+from procmgr.arbiter.core.actions import DrainMode, KillReason
+from procmgr.arbiter.core.events import BootFailure
+from procmgr.arbiter.core.losses import enter_stop, judge_loss
+from procmgr.arbiter.core.policy import bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from procmgr.arbiter.core.model import State, Worker
+
+
+def record(state: State, event: events.Event) -> None:
+    """Record `event`; one about an unknown worker is a late fact about a buried one, and nothing."""
+    if isinstance(event, events.Tick):
+        return
+    if isinstance(event, events.Beats):
+        for worker_id, at in event.beats:
+            if worker := state.workers.get(worker_id):
+                worker.beat(at, state.now)
+    elif isinstance(event, events.Wish):
+        _record_wish(state, event)
+    elif worker := state.workers.get(event.worker_id):
+        _record_fact(state, worker, event)
+
+
+def _record_fact(state: State, worker: Worker, fact: events.Fact) -> None:
+    match fact:
+        case events.Spawned():
+            _spawned(state, worker, fact.pid)
+        case events.SpawnFailed():
+            _spawn_failed(state, worker)
+        case events.Ready():
+            _ready(state, worker)
+        case events.BootFailed():
+            worker.failure = fact.failure if worker.ready_at is None else None
+        case events.Suspended():
+            _suspended(state, worker)
+        case events.DrainBegun():
+            _drain_begun(state, worker)
+        case events.RecycleDue():
+            _recycle_due(state, worker, fact.reason)
+        case events.Exited():
+            _exited(state, worker, fact.exit)
+        case _:
+            assert_never(fact)
+
+
+def _spawned(state: State, worker: Worker, pid: int) -> None:
+    worker.fork(pid, state.now)
+    cancelled = not (worker.present or worker.doomed or worker.drain)
+    if cancelled and worker.ready_at is None:  # while its fork was under way
+        state.cancel(worker)
+
+
+def _spawn_failed(state: State, worker: Worker) -> None:
+    if worker.pid is not None:
+        return
+    del state.workers[worker.worker_id]
+    worker.failure = BootFailure.REFUSED
+    if worker.present:
+        judge_loss(state, worker)
+
+
+def _ready(state: State, worker: Worker) -> None:
+    if not worker.booting:
+        return
+    worker.serve(state.now)
+    state.ever_ready = True
+    state.slots_booted.add(worker.slot)
+    boot_seconds = state.now - worker.born
+    state.out.append(actions.WorkerReady(worker.worker_id, worker.slot, worker.generation, boot_seconds))
+
+
+def _suspended(state: State, worker: Worker) -> None:
+    lost = worker.present
+    worker.doom(KillReason.SUSPENDED, state.now, state.now)
+    if lost:
+        judge_loss(state, worker)
+
+
+def _drain_begun(state: State, worker: Worker) -> None:
+    """Expect its end by the same deadline as if the pool had asked; it knows, so nothing is sent."""
+    if worker.present:
+        deadline = state.now + state.patience(DrainMode.RETIRE)
+        worker.drain_by(DrainMode.RETIRE, deadline, state.now, state.policy.kill_grace)
+        judge_loss(state, worker)
+
+
+def _recycle_due(state: State, worker: Worker, reason: str) -> None:
+    if worker.present and not worker.recycling:
+        worker.recycling = True
+        state.out.append(actions.WorkerRecycled(worker.worker_id, worker.slot, reason))
+
+
+def _exited(state: State, worker: Worker, exit_: events.Exit) -> None:
+    del state.workers[worker.worker_id]
+    worker.note_exit(exit_)
+    state.out.append(
+        actions.WorkerDied(
+            worker_id=worker.worker_id,
+            slot=worker.slot,
+            generation=worker.generation,
+            exit=exit_,
+            age_seconds=state.now - worker.born,
+            was_ready=worker.ready_at is not None,
+            expected=not worker.present,
+            killed=worker.killed,
+            failure=worker.failure,
+        )
+    )
+    if worker.present:
+        judge_loss(state, worker)
+
+
+def _record_wish(state: State, wish: events.Wish) -> None:
+    if isinstance(wish, events.Stop):
+        _stop(state, wish.level)
+        return
+    if state.stop is not None:
+        return
+    match wish:
+        case events.ScaleBy():
+            _scale(state, lambda workers: workers + wish.delta)
+        case events.ScaleTo():
+            _scale(state, lambda _: wish.workers)
+        case events.Reconfigure():
+            reload.reconfigure(state, wish.policy)
+        case events.Reload():
+            reload.accept(state, wish.policy)
+        case _:
+            assert_never(wish)
+
+
+def _stop(state: State, level: events.StopLevel) -> None:
+    if state.stop is None or level > state.stop:
+        state.out.append(actions.Stopping(level))
+        enter_stop(state, level)
+
+
+def _scale(state: State, change: Callable[[int], int]) -> None:
+    """Scale now, and what an uncommitted roll leads to likewise."""
+    if state.roll and not state.roll.committed:
+        state.roll.workers = bounded(change(state.roll.workers))
+    state.aim(bounded(change(state.target)))
