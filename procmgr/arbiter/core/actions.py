@@ -92,8 +92,10 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
-    """Notice: a worker is gone. `killed` is set when procmgr killed it, `expected` when it was on its way out already:
-    told to end, given up, or draining because an operator sent it TERM.
+    """Notice: a worker is gone.
+
+    `killed` is set when procmgr killed it, `expected` when it was on its way out already: told to end, given up, or
+    draining because an operator sent it TERM.
     """
 
     worker_id: int

@@ -196,7 +196,7 @@ class Roll:
     """The reload under way. Its policy and its number of workers become the pool's when it is committed.
 
     It is committed once the new generation is proven: a worker of it is ready, or with a surge of the whole pool all
-    are. Before, any loss of a new worker rolls it back; from then on `setbacks` counts the losses since a worker was last
+    are. Before, any loss of a new worker rolls it back; from then on `setbacks` counts the losses since one was last
     retired for it, and `boot_attempts` of them end it as partial.
     """
 

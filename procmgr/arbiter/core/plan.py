@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cohort:
-    """Workers counted together: `wanted` of `generation` are to be ready, with at most `extra` more on the way there."""
+    """Workers counted together: `wanted` of `generation` are to be ready, at most `extra` more present meanwhile."""
 
     generation: int
     wanted: int
