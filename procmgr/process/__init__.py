@@ -1,0 +1,19 @@
+"""What a process sets on itself: death signal, name, privileges, limits, pid file; and how many CPUs it may use."""
+
+from procmgr.process.attributes import get_pdeathsig, raise_nofile_limit, set_pdeathsig, set_subreaper, set_title
+from procmgr.process.cpus import usable_cpus
+from procmgr.process.pidfile import PidFile
+from procmgr.process.privileges import Privileges, drop_privileges, resolve_privileges
+
+__all__ = [
+    "PidFile",
+    "Privileges",
+    "drop_privileges",
+    "get_pdeathsig",
+    "raise_nofile_limit",
+    "resolve_privileges",
+    "set_pdeathsig",
+    "set_subreaper",
+    "set_title",
+    "usable_cpus",
+]

@@ -1,0 +1,64 @@
+"""What a process asks of the kernel for itself: a death signal, being subreaper, a name, more descriptors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_GET_PDEATHSIG: Final = 2
+_PR_SET_NAME: Final = 15
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_NAME_BYTES: Final = 15
+
+
+def set_pdeathsig(signum: int) -> None:
+    """Have the kernel send `signum` to this process when the *thread* that forked it ends; 0 switches it off.
+
+    Changing credentials clears it (PR_SET_PDEATHSIG(2const)), so set it after `drop_privileges`. A parent that died
+    before the call sends nothing: compare getppid() afterwards. Raises OSError.
+    """
+    _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signum))
+
+
+def get_pdeathsig() -> int:
+    """Return the signal set by `set_pdeathsig`, 0 for none. Raises OSError."""
+    value = ctypes.c_int()
+    _prctl(_PR_GET_PDEATHSIG, ctypes.byref(value))
+    return value.value
+
+
+def set_subreaper() -> None:
+    """Become the parent of every descendant whose own parent dies (PR_SET_CHILD_SUBREAPER(2const)). Raises OSError."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
+
+
+def set_title(text: str) -> None:
+    """Set the calling thread's name, in the main thread the process's `comm` as ps and top show it.
+
+    The kernel keeps 15 bytes. The command line is left as the operator typed it. Raises OSError.
+    """
+    name = text.encode()[:_NAME_BYTES].decode(errors="ignore").encode()
+    _prctl(_PR_SET_NAME, ctypes.c_char_p(name))
+
+
+def _prctl(option: int, argument: object) -> None:
+    # prctl(2) is variadic and reads unsigned longs: what is left out would be whatever is in the registers.
+    libc = ctypes.CDLL(None, use_errno=True)
+    zero = ctypes.c_ulong(0)
+    if libc.prctl(ctypes.c_int(option), argument, zero, zero, zero) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def raise_nofile_limit() -> int:
+    """Raise the soft limit of open descriptors to the hard one; return the soft limit that holds afterwards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        # A hard limit above fs.nr_open cannot be used; the soft one still holds.
+        return soft
+    return hard
