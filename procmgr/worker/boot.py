@@ -89,6 +89,7 @@ def boot(birth: Birth) -> int:
     """Run a worker to its end; returns its exit status. Called once, in the forked child."""
     faulthandler.register(STACKS_SIGNAL, file=birth.stacks_fd, all_threads=True)
     atexit._clear()  # noqa: SLF001 - what the arbiter registered is not ours to run
+    birth.logs.after_fork()
     try:
         return _run(birth)
     except AppError as error:
@@ -202,7 +203,7 @@ def _cannot_start(birth: Birth, error: ProcmgrError, detail: str) -> int:
 
 
 def _flush_logs(setup: LogSetup) -> None:
-    setup.error.close(_FLUSH_SECONDS)
+    setup.error_writer.close(_FLUSH_SECONDS)
     if setup.access is not None:
         setup.access.close(_FLUSH_SECONDS)
 
