@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, assert_never
 
 from procmgr.errors import AppError
 from procmgr.worker.app import one_line, own_traceback
@@ -33,6 +33,7 @@ class _Phase(Enum):
     STARTING = auto()
     SERVING = auto()
     STOPPING = auto()
+    ENDED = auto()
 
 
 class Lifespan:
@@ -40,6 +41,7 @@ class Lifespan:
 
     __slots__ = (
         "_app",
+        "_discarded",
         "_failure",
         "_finished",
         "_log",
@@ -63,6 +65,7 @@ class Lifespan:
         self._stop = asyncio.Event()
         self._finished = asyncio.Event()  # the application ended, or has nothing more to do
         self._failure: AppError | None = None
+        self._discarded = False
         self._task: asyncio.Task[None] | None = None
 
     async def startup(self) -> None:
@@ -79,7 +82,6 @@ class Lifespan:
         if self._failure is not None:
             await self._discard(self._task)
             raise self._failure
-        self._phase = _Phase.SERVING
         self._log.debug("the application's startup is complete")
 
     async def shutdown(self) -> None:
@@ -111,17 +113,21 @@ class Lifespan:
         self._started.set()
 
     def _raised(self, error: BaseException) -> None:
-        if self._finished.is_set() or self._failure is not None:
+        if self._discarded or self._failure is not None:
             return  # we cancelled it, or it repeats as an exception what it said as a message
-        if self._phase is _Phase.STARTING and not self._started.is_set():
-            if self._mode == "auto" and isinstance(error, Exception):
+        match self._phase:
+            case _Phase.STARTING if self._mode == "auto" and isinstance(error, Exception):
                 self._log.info("the application does not support the lifespan protocol (%s)", one_line(error))
-            else:
+            case _Phase.STARTING:
                 self._failure = AppError(f"the application's startup failed: {one_line(error)}", own_traceback(error))
-        elif self._phase is _Phase.STOPPING:
-            self._failure = AppError(f"the application's shutdown failed: {one_line(error)}", own_traceback(error))
-        else:
-            self._log.error("the application's lifespan ended while it serves: %s", one_line(error), exc_info=error)
+            case _Phase.STOPPING:
+                self._failure = AppError(f"the application's shutdown failed: {one_line(error)}", own_traceback(error))
+            case _Phase.SERVING:
+                self._log.error("the application's lifespan ended while it serves: %s", one_line(error), exc_info=error)
+            case _Phase.ENDED:
+                self._log.error("the application raised after its shutdown: %s", one_line(error), exc_info=error)
+            case _:
+                assert_never(self._phase)
 
     async def _receive(self) -> Event:
         self._told += 1
@@ -135,25 +141,26 @@ class Lifespan:
         raise AssertionError
 
     async def _send(self, message: Event) -> None:
-        kind = message["type"]
-        starting = self._phase is _Phase.STARTING and not self._started.is_set()
-        stopping = self._phase is _Phase.STOPPING
-        match kind:
-            case "lifespan.startup.complete" if starting:
+        match self._phase, message["type"]:
+            case _Phase.STARTING, "lifespan.startup.complete":
+                self._phase = _Phase.SERVING
                 self._started.set()
-            case "lifespan.startup.failed" if starting:
+            case _Phase.STARTING, "lifespan.startup.failed":
+                self._phase = _Phase.ENDED
                 self._failure = _said("startup", message.get("message", ""))
                 self._started.set()
-            case "lifespan.shutdown.complete" if stopping:
+            case _Phase.STOPPING, "lifespan.shutdown.complete":
+                self._phase = _Phase.ENDED
                 asyncio.get_running_loop().call_later(_AFTERWARDS, self._finished.set)
-            case "lifespan.shutdown.failed" if stopping:
+            case _Phase.STOPPING, "lifespan.shutdown.failed":
+                self._phase = _Phase.ENDED
                 self._failure = _said("shutdown", message.get("message", ""))
                 self._finished.set()
-            case _:
-                raise RuntimeError(f"the application sent {kind!r} while {self._phase.name.lower()}")
+            case phase, kind:
+                raise RuntimeError(f"the application sent {kind!r} while {phase.name.lower()}")
 
     async def _discard(self, task: asyncio.Task[None]) -> None:
-        self._finished.set()
+        self._discarded = True
         task.cancel()
         await asyncio.wait({task}, timeout=_CANCELLED)
 
