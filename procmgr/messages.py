@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+from array import array
 from dataclasses import asdict, dataclass, fields
 from typing import Final, get_type_hints
 
 PROTOCOL_VERSION: Final = 1
 MAX_BYTES: Final = 64 * 1024
 MAX_FDS: Final = 4
-_TEXT_BUDGET: Final = 8 * 1024  # characters; JSON may need six bytes for one
+_FDS_SPACE: Final = socket.CMSG_LEN(MAX_FDS * array("i").itemsize)
+_TEXT_BUDGET: Final = 24 * 1024  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,15 @@ class ChannelClosed(EOFError):  # noqa: N818 - the kernel's word for it: end of 
 
 
 def encode(message: Message) -> bytes:
-    """Return the datagram for `message`; texts longer than the budget lose their middle."""
-    body = {key: _cut(value) if isinstance(value, str) else value for key, value in asdict(message).items()}
+    """Return the datagram for `message`; texts that would make it too long lose their middle."""
+    budget = _TEXT_BUDGET
+    while len(data := _encode(message, budget)) > MAX_BYTES:
+        budget //= 2  # JSON needs up to twelve bytes for a character
+    return data
+
+
+def _encode(message: Message, budget: int) -> bytes:
+    body = {key: _cut(value, budget) if isinstance(value, str) else value for key, value in asdict(message).items()}
     return json.dumps({"v": PROTOCOL_VERSION, "t": type(message).__name__, **body}).encode("ascii")
 
 
@@ -103,12 +112,24 @@ def decode(data: bytes) -> Message:
     return kind(**body)
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, budget: int) -> str:
     """Keep the first quarter and the last three of a long text: a traceback's end matters most."""
-    if len(text) <= _TEXT_BUDGET:
+    if len(text) <= budget:
         return text
-    quarter = _TEXT_BUDGET // 4
-    return f"{text[:quarter]}\n... {len(text) - _TEXT_BUDGET} characters left out ...\n{text[-3 * quarter :]}"
+    quarter = budget // 4
+    return f"{text[:quarter]}\n... {len(text) - budget} characters left out ...\n{text[-3 * quarter :]}"
+
+
+def _ancillary(fds: tuple[int, ...]) -> list[tuple[int, int, array[int]]]:
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+
+
+def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    found = array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return tuple(found)
 
 
 class Channel:
@@ -133,7 +154,7 @@ class Channel:
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
         """Send without waiting; False when the channel is full or the peer is gone."""
         try:
-            socket.send_fds(self._sock, [encode(message)], fds, socket.MSG_NOSIGNAL)
+            self._sock.sendmsg([encode(message)], _ancillary(fds), socket.MSG_NOSIGNAL)
         except OSError:
             return False
         return True
@@ -144,17 +165,19 @@ class Channel:
         Raises `ChannelClosed` when the peer is gone and `MessageError` for anything that is no message.
         """
         try:
-            data, fds, flags, _ = socket.recv_fds(self._sock, MAX_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            # Not socket.recv_fds(): it drops its flags argument, and with it MSG_CMSG_CLOEXEC.
+            data, ancillary, flags, _ = self._sock.recvmsg(MAX_BYTES, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except OSError as error:  # ECONNRESET: the peer died with unread data
             raise ChannelClosed from error
         if not data:
             raise ChannelClosed
+        fds = _fds_in(ancillary)
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise MessageError("a message was longer than the protocol allows")
-            return decode(data), tuple(fds)
+            return decode(data), fds
         except MessageError:
             for fd in fds:
                 os.close(fd)

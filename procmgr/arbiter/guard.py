@@ -44,7 +44,7 @@ class Guard:
         pidfd = os.pidfd_open(pid)
         try:
             with suppress(OSError):  # the guard is dead: the arbiter forks another and entrusts all to it
-                socket.send_fds(self._sock, [_PATIENCE.pack(0.0)], [pidfd], socket.MSG_NOSIGNAL)
+                socket.send_fds(self._sock, [_PATIENCE.pack(0.0)], [pidfd])
         finally:
             os.close(pidfd)
 
@@ -100,7 +100,7 @@ def _guard(sock: socket.socket, patience: float) -> None:
 def _receive(sock: socket.socket) -> tuple[float, int | None] | None:
     """Return (seconds, pidfd), or None once the arbiter's end is closed."""
     try:
-        data, fds, _, _ = socket.recv_fds(sock, _PATIENCE.size, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _, _ = socket.recv_fds(sock, _PATIENCE.size, 1)
     except OSError:
         return None
     if len(data) != _PATIENCE.size:

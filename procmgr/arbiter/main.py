@@ -199,7 +199,6 @@ class Arbiter:
 
     def _close_in_child(self, keep: tuple[Listener, ...]) -> None:
         self._loop.close_in_child()
-        self._notifier.close()
         self._listeners.close_in_child(keep)
 
     def _reload(self) -> None:
@@ -229,11 +228,11 @@ class Arbiter:
     def _forget_plans(self) -> None:
         """Drop plans that no worker is made of and none will be, and close the listeners that only they had."""
         view = self._pool.view()
-        alive = {worker.generation for worker in view.workers} | {view.generation}
+        alive = {worker.generation for worker in view.workers} | {view.generation, view.rolling}
         for generation in [number for number in self._plans if number not in alive]:
             del self._plans[generation]
         plans = [*self._plans.values(), *([self._pending] if self._pending else [])]
-        self._listeners.keep({listener.address for plan in plans for listener in plan.listeners})
+        self._listeners.keep({listener.requested for plan in plans for listener in plan.listeners})
 
     def _plan_in_force(self) -> Plan:
         """Return the newest plan that was accepted and not rolled back."""

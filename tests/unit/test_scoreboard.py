@@ -1,0 +1,79 @@
+"""The scoreboard's promises: one writer per row, sums that never fall, memory that nobody can take away."""
+
+import os
+
+import pytest
+
+from procmgr import scoreboard
+from procmgr.scoreboard import BEAT, LAYOUT, MAX_ROWS, REQUESTS, ROW_CELLS, Scoreboard
+
+
+@pytest.fixture
+def board():
+    board = Scoreboard()
+    yield board
+    board.close()
+
+
+def test_cells_have_distinct_places_within_a_row():
+    indexes = [spec.index for spec in LAYOUT]
+    assert indexes == list(range(len(LAYOUT)))
+    assert len(indexes) <= ROW_CELLS
+    assert len({spec.name for spec in LAYOUT}) == len(LAYOUT)
+
+
+def test_rows_do_not_overlap(board):
+    one, other = board.lease(), board.lease()
+    for index in range(ROW_CELLS):
+        board.row(one)[index] = 2**64 - 1
+    assert list(board.row(other)) == [0] * ROW_CELLS
+
+
+def test_a_child_writes_what_the_arbiter_reads(board):
+    number = board.lease()
+    pid = os.fork()
+    if pid == 0:
+        board.row(number)[BEAT] = 42
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert board.row(number)[BEAT] == 42
+
+
+def test_counters_of_a_released_row_are_kept_in_the_totals_and_gauges_are_not(board):
+    number = board.lease()
+    board.row(number)[REQUESTS] = 7
+    board.row(number)[scoreboard.ACTIVE] = 3
+    board.release(number)
+    assert board.totals[REQUESTS] == 7
+    assert scoreboard.ACTIVE not in board.totals
+
+
+def test_a_row_leased_again_starts_at_zero(board):
+    number = board.lease()
+    board.row(number)[REQUESTS] = 7
+    board.release(number)
+    assert board.lease() == number
+    assert list(board.row(number)) == [0] * ROW_CELLS
+
+
+def test_leasing_more_rows_than_there_are_is_refused(board):
+    assert len({board.lease() for _ in range(MAX_ROWS)}) == MAX_ROWS
+    with pytest.raises(RuntimeError, match="all 1024"):
+        board.lease()
+
+
+def test_nobody_can_shrink_the_memory_under_the_arbiter(board):
+    with pytest.raises(PermissionError):
+        os.ftruncate(board.fd, 0)
+
+
+def test_an_existing_scoreboard_is_mapped_and_a_strange_one_refused(board):
+    board.row(1)[REQUESTS] = 5
+    again = Scoreboard(fd=os.dup(board.fd))
+    assert again.row(1)[REQUESTS] == 5
+    again.close()
+    strange = os.memfd_create("strange")
+    os.ftruncate(strange, scoreboard.ROW_BYTES * (MAX_ROWS + 1))
+    with pytest.raises(ValueError, match="not a scoreboard"):
+        Scoreboard(fd=strange)
+    os.close(strange)
