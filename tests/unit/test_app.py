@@ -175,9 +175,6 @@ def test_a_factory_is_recognised_and_the_flag_suggested(project, caplog):
     ("code", "said"),
     [
         ("def make(): raise ValueError('secret')", "calling the factory shop:make failed: ValueError: secret"),
-            "def make(): raise ValueError('no settings')",
-            "calling the factory shop:make failed: ValueError: no settings",
-        ),
         ("def make(settings): pass", "TypeError"),
         ("async def make(): pass", "coroutine function"),
         ("make = 3", "it is of type int"),
