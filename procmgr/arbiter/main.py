@@ -97,9 +97,10 @@ class Arbiter:
     def __init__(self, invocation: Invocation, resolved: Resolved, stack: ExitStack) -> None:
         self._invocation = invocation
         self._notifier = systemd.Notifier.from_environ(os.environ)
-        self._listeners = Listeners(inherited=systemd.inherited_sockets(os.environ))
         settings = resolved.settings
         self._logs = _configure_logs(settings)
+        inherited = systemd.inherited_sockets(os.environ, on_ignored=lambda reason: log.warning("%s", reason))
+        self._listeners = Listeners(inherited=inherited)
         for note in resolved.notes:
             log.info("%s", note)
         stack.callback(self._listeners.keep, ())
