@@ -98,8 +98,9 @@ def _replace_leftover(temporary: Path, target: Path) -> bool:
 
 
 def _lock_leftover(leftover: int, target: Path) -> None:
-    content = os.read(leftover, 64).strip()
-    if not stat.S_ISREG(os.fstat(leftover).st_mode) or (content and not content.isdigit()):
+    regular = stat.S_ISREG(os.fstat(leftover).st_mode)
+    content = os.read(leftover, 64).strip() if regular else b""
+    if not regular or (content and not content.isdigit()):
         raise ConfigError(f"pid file {target}: this file holds no pid; remove it or choose another path")
     try:
         fcntl.lockf(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
