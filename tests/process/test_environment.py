@@ -1,0 +1,264 @@
+"""What surrounds the daemon: its streams, variables, directories, users, pid file, and what it is told to print."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pwd
+import re
+import signal
+import stat
+
+import pytest
+from support import proc
+from support.daemon import ROOT, run
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users or make a pid namespace")
+
+SHOW_ENVIRONMENT = """
+import json, os
+from support.stage import tell
+from support.testapp import app
+variables = {key: value for key, value in os.environ.items() if key.startswith("APP_")}
+tell("environment", variables=json.dumps(variables), cwd=os.getcwd())
+"""
+
+
+def test_the_daemon_serves_with_its_standard_input_closed(serve):
+    daemon = serve(wrapper=["/bin/sh", "-c", 'exec "$@" <&-', "sh"])
+    assert daemon.get()["pid"] in daemon.workers()
+
+
+def test_the_daemon_serves_with_every_standard_stream_closed(serve):
+    daemon = serve("-w", "2", wrapper=["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"])
+    assert daemon.get()["pid"] in daemon.workers()
+    daemon.reload()
+    assert daemon.get()["pid"] in daemon.workers()
+
+
+def test_a_reader_of_the_access_log_that_stalls_never_blocks_service(serve):
+    reader, writer = os.pipe()
+    try:
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+        daemon = serve(stdout=writer)
+        os.close(writer)
+        connection = daemon.connect()
+        path = "/" + "x" * 1900
+        for _ in range(800):
+            assert connection.get(path)[0].status == 200
+        rest = _read_to_end_while(reader, daemon)
+    finally:
+        os.close(reader)
+    lines = rest.decode().splitlines()
+    dropped = [int(number) for number in re.findall(r"dropped (\d+) log lines", rest.decode())]
+    kept = [line for line in lines if "x" * 1900 in line]
+    assert dropped
+    assert sum(dropped) + len(kept) == 800, "every line is written or counted, and none is torn"
+
+
+def _read_to_end_while(reader, daemon):
+    """Stop the daemon and read what it still writes; returns it."""
+    data = b""
+    daemon.signal(signal.SIGTERM)
+    while chunk := os.read(reader, 65_536):
+        data += chunk
+    assert daemon.join() == 0
+    return data
+
+
+def test_stdout_whose_reader_left_never_ends_the_daemon(serve):
+    reader, writer = os.pipe()
+    daemon = serve(stdout=writer)
+    os.close(writer)
+    os.close(reader)
+    for _ in range(3):
+        assert daemon.get()["pid"] in daemon.workers()
+
+
+def test_variables_come_from_the_start_then_the_file_then_the_options(serve, write_app, tmp_path):
+    (tmp_path / "site.env").write_text("APP_START=file\nAPP_FILE=file\nAPP_OPTION=file\n")
+    app = write_app(SHOW_ENVIRONMENT)
+    daemon = serve(
+        *("--env-file", str(tmp_path / "site.env"), "-e", "APP_OPTION=option", "--app-dir", str(tmp_path)),
+        app=app,
+        env={"APP_START": "start"},
+    )
+    shown = json.loads(daemon.probe.wait("environment").told["variables"])
+    assert shown == {"APP_START": "start", "APP_FILE": "file", "APP_OPTION": "option"}
+
+
+def test_a_changed_env_file_is_read_by_the_next_generation(serve, write_app, tmp_path):
+    (tmp_path / "site.env").write_text("APP_ONE=1\nAPP_GONE=1\n")
+    app = write_app(SHOW_ENVIRONMENT)
+    daemon = serve("--env-file", str(tmp_path / "site.env"), "--app-dir", str(tmp_path), app=app)
+    daemon.probe.wait("environment")
+    (tmp_path / "site.env").write_text("APP_ONE=2\n")
+    daemon.reload()
+    assert json.loads(daemon.probe.wait("environment").told["variables"]) == {"APP_ONE": "2"}
+
+
+def test_chdir_is_where_the_application_runs_and_is_imported_from(serve, write_app, tmp_path):
+    daemon = serve("--chdir", str(tmp_path), app=write_app(SHOW_ENVIRONMENT))
+    assert daemon.probe.wait("environment").told["cwd"] == str(tmp_path)
+
+
+def everybody_may_read(path):
+    return all(each.stat().st_mode & stat.S_IXOTH for each in path.parents) and path.stat().st_mode & stat.S_IROTH
+
+
+@as_root
+@pytest.mark.skipif(not everybody_may_read(ROOT / "tests/support/rights.py"), reason="nobody cannot read the tests")
+def test_every_right_is_dropped_before_the_application_is_imported(serve):
+    nobody = pwd.getpwnam("nobody")
+    daemon = serve("-w", "2", "-u", "nobody", app="support.rights:app")
+    told = daemon.probe.wait("rights").told
+    assert told["uids"] == str([nobody.pw_uid] * 3)
+    assert told["gids"] == str([nobody.pw_gid] * 3)
+    assert told["groups"] == str(os.getgrouplist("nobody", nobody.pw_gid))
+    rights = proc.status(daemon.workers()[0])
+    assert (rights["Uid"], rights["CapEff"]) == ([str(nobody.pw_uid)] * 4, ["0" * 16])
+    assert proc.status(daemon.pid)["Uid"] == ["0"] * 4, "the arbiter keeps its rights, to reload"
+    assert daemon.connect().get()[0].status == 200
+    daemon.reload()
+    assert daemon.connect().get()[0].status == 200
+
+
+@as_root
+@pytest.mark.skipif(not everybody_may_read(ROOT / "tests/support/rights.py"), reason="nobody cannot read the tests")
+def test_workers_without_rights_notice_the_death_of_the_arbiter_too(serve):
+    daemon = serve("-w", "2", "-u", "nobody", app="support.rights:app")
+    daemon.signal(signal.SIGKILL)
+    daemon.join()
+    assert daemon.left() == []
+
+
+def test_an_unknown_user_is_refused_in_one_line():
+    refused = run("-u", "no-such-user", "support.testapp:app")
+    assert refused.returncode in {77, 78}
+    assert "no-such-user" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_the_pid_file_names_the_arbiter_and_goes_with_it(serve, tmp_path):
+    path = tmp_path / "daemon.pid"
+    daemon = serve("-p", str(path))
+    assert int(path.read_text()) == daemon.pid
+    daemon.reload()
+    assert int(path.read_text()) == daemon.pid
+    assert daemon.stop() == 0
+    assert not path.exists()
+
+
+def test_the_pid_file_of_a_live_instance_is_refused(serve, tmp_path):
+    path = tmp_path / "daemon.pid"
+    daemon = serve("-p", str(path))
+    refused = run("-p", str(path), "-b", f"127.0.0.1:{proc.free_port()}", "support.testapp:app")
+    assert refused.returncode != 0
+    assert str(daemon.pid) in refused.stderr
+    assert str(path) in refused.stderr
+    assert int(path.read_text()) == daemon.pid
+
+
+def test_a_left_over_pid_file_is_replaced_even_when_its_pid_lives(serve, tmp_path):
+    path = tmp_path / "daemon.pid"
+    path.write_text(f"{os.getpid()}\n")
+    daemon = serve("-p", str(path))
+    assert int(path.read_text()) == daemon.pid
+
+
+def test_a_killed_daemon_leaves_a_pid_file_that_the_next_replaces(serve, tmp_path):
+    path = tmp_path / "daemon.pid"
+    first = serve("-p", str(path))
+    first.signal(signal.SIGKILL)
+    first.join()
+    assert first.left() == []
+    assert path.exists()
+    second = serve("-p", str(path))
+    assert int(path.read_text()) == second.pid
+
+
+ORPHAN = """
+import os
+from support.stage import hold
+from support.testapp import app as plain
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        middle = os.fork()
+        if middle == 0:
+            if os.fork() == 0:
+                hold("orphan")
+            os._exit(0)
+        os.waitpid(middle, 0)
+    await plain(scope, receive, send)
+"""
+
+
+@as_root
+def test_as_pid_1_it_buries_foreign_children_and_stops_on_term(launch, write_app, tmp_path):
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    daemon = launch("--app-dir", str(tmp_path), app=write_app(ORPHAN), wrapper=unshare)
+    daemon.ready()
+    init = proc.children(daemon.pid)[0].pid
+    daemon.get()
+    orphan = daemon.probe.wait("orphan")
+    orphan.release()
+    assert orphan.left()
+    assert proc.eventually(lambda: not proc.zombies_of(init))
+    os.kill(init, signal.SIGTERM)
+    assert daemon.join() == 0
+
+
+def test_check_config_says_ok_and_touches_nothing(tmp_path):
+    port = proc.free_port()
+    checked = run("--check-config", "-b", f"127.0.0.1:{port}", "-p", str(tmp_path / "pid"), "support.stage:identity")
+    assert checked.returncode == 0, checked.stderr
+    assert not (tmp_path / "pid").exists()
+
+
+def test_check_config_imports_the_application(tmp_path):
+    (tmp_path / "site_app.py").write_text("raise RuntimeError('no database today')\n")
+    checked = run("--check-config", "--app-dir", str(tmp_path), "site_app:app")
+    assert checked.returncode == 3
+    assert "no database today" in checked.stderr
+    assert run("--check-config", "no_such_module:app").returncode == 4
+
+
+def test_print_config_shows_each_value_with_its_origin(tmp_path):
+    config = tmp_path / "site.toml"
+    config.write_text("workers = 3\n")
+    printed = run("--print-config", "-c", str(config), "-t", "7", "support.testapp:app", WEB_CONCURRENCY="5")
+    assert printed.returncode == 0, printed.stderr
+    lines = {line.split()[0]: line for line in printed.stdout.splitlines() if line.split()}
+    assert "7" in lines["timeout"]
+    assert "command line" in lines["timeout"]
+    assert re.search(r"5.*WEB_CONCURRENCY", lines["workers"])
+
+
+MISTAKES = {
+    "no application": ([], 2),
+    "an unknown option": (["--wrokers", "2", "support.testapp:app"], 2),
+    "a number that is none": (["-w", "many", "support.testapp:app"], 2),
+    "an address without a port": (["-b", "localhost", "support.testapp:app"], 2),
+    "a missing config file": (["-c", "/no/such/file.toml", "support.testapp:app"], 78),
+    "an application without its attribute": (["support.testapp"], 2),
+    "options that exclude each other": (["--uds", "/tmp/x", "--host", "::1", "support.testapp:app"], 2),
+    "a Windows-only loop": (["--loop", "iocp", "support.testapp:app"], 2),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_answered_in_one_line_with_its_exit_code(case):
+    arguments, code = MISTAKES[case]
+    refused = run(*arguments)
+    assert refused.returncode == code, refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert refused.stdout == ""
+    assert refused.stderr.strip()
+
+
+def test_a_module_run_from_a_directory_without_any_config_serves(serve, tmp_path):
+    daemon = serve(cwd=tmp_path, env={"PWD": str(tmp_path)})
+    assert daemon.get()["pid"] in daemon.workers()
+    assert list(tmp_path.iterdir()) == [], "nothing is left lying around"

@@ -1,0 +1,172 @@
+"""Constant load without retries: every request that was not answered is a failure with its reason.
+
+Keep-alive clients hold one connection each, fresh clients open one per request; every third request is a POST of
+16 KiB whose body must come back. A connection may be closed only by an answer that announced it (`Connection: close`)
+or before a request was sent on it; whatever else ends a request is recorded. The load is bounded in clients, in
+requests per second and in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import Self
+
+_BODY = bytes(range(256)) * 64
+_PAUSE_SECONDS = 0.01
+
+
+@dataclass(slots=True, kw_only=True)
+class Failure:
+    """A request that was not answered as it should be; `pid` is who had answered on this connection before."""
+
+    reason: str
+    request: str
+    served_before: int
+    pid: int | None
+    at: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """What became of the requests; `pids` counts the answers of each worker."""
+
+    answered: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    pids: Counter[int] = field(default_factory=Counter)
+
+
+class Load:
+    """A context manager: load runs on a thread of its own from entry to exit; `result` is complete afterwards."""
+
+    def __init__(self, port: int, *, keep_alive: int = 8, fresh: int = 4, seconds: float = 60.0) -> None:
+        self.result = Result()
+        self._port = port
+        self._clients = [*(True for _ in range(keep_alive)), *(False for _ in range(fresh))]
+        self._seconds = seconds
+        self._stop = False
+        self._changed = Condition()
+        self._thread = Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.wait_answers(len(self._clients))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = True
+        self._thread.join(timeout=30)
+        assert not self._thread.is_alive(), "a client waits for ever for its answer"
+
+    def wait_answers(self, more: int, timeout: float = 30.0) -> None:
+        """Wait until `more` requests were answered from now on."""
+        with self._changed:
+            goal = self.result.answered + more
+            reached = self._changed.wait_for(lambda: self.result.answered >= goal, timeout)
+        assert reached, f"no {more} answers in {timeout} s; failures: {self.result.failures[:5]}"
+
+    def answering(self) -> set[int]:
+        """Return the pids that have answered so far."""
+        with self._changed:
+            return set(self.result.pids)
+
+    async def _main(self) -> None:
+        end = time.monotonic() + self._seconds
+        await asyncio.gather(*(_Client(self, keep).run(number, end) for number, keep in enumerate(self._clients)))
+
+    def running(self, end: float) -> bool:
+        """Tell whether clients go on."""
+        return not self._stop and time.monotonic() < end
+
+    def record(self, failure: Failure | None, pid: int | None) -> None:
+        """Count one request."""
+        with self._changed:
+            if failure is not None:
+                self.result.failures.append(failure)
+            else:
+                self.result.answered += 1
+                if pid is not None:
+                    self.result.pids[pid] += 1
+            self._changed.notify_all()
+
+    @property
+    def port(self) -> int:
+        """Where the load goes."""
+        return self._port
+
+
+class _Client:
+    """One client, with at most one connection."""
+
+    def __init__(self, load: Load, keep_alive: bool) -> None:
+        self._load = load
+        self._keep_alive = keep_alive
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._served = 0
+        self._pid: int | None = None
+
+    async def run(self, number: int, end: float) -> None:
+        count = number
+        while self._load.running(end):
+            count += 1
+            await self._request(post=count % 3 == 0)
+            await asyncio.sleep(_PAUSE_SECONDS)  # the clients' think time: bounds the rate
+        await self._close()
+
+    async def _request(self, *, post: bool) -> None:
+        what = "connect"
+        try:
+            reader, writer = await self._connection()
+            what = "POST" if post else "GET"
+            writer.write(self._render(post))
+            status, headers, body = await asyncio.wait_for(_response(reader), 20)
+            if status != 200 or (post and body != _BODY):
+                raise ValueError(f"answered {status} with {body[:200]!r}")
+            if not post:
+                self._pid = int(json.loads(body)["pid"])
+        except (OSError, ValueError, asyncio.IncompleteReadError, TimeoutError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            failure = Failure(
+                reason=reason, request=what, served_before=self._served, pid=self._pid, at=time.monotonic()
+            )
+            self._load.record(failure, None)
+            await self._close()
+            return
+        self._served += 1
+        self._load.record(None, self._pid)
+        if not self._keep_alive or headers.get("connection", "").lower() == "close":
+            await self._close()
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._streams is not None and self._streams[0].at_eof():
+            await self._close()  # closed while idle, before this request was sent
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._load.port)
+        return self._streams
+
+    async def _close(self) -> None:
+        self._served, self._pid = 0, None
+        if self._streams is not None:
+            writer, self._streams = self._streams[1], None
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    def _render(self, post: bool) -> bytes:
+        close = "" if self._keep_alive else "Connection: close\r\n"
+        if not post:
+            return f"GET / HTTP/1.1\r\nHost: test\r\n{close}\r\n".encode()
+        head = f"POST /echo HTTP/1.1\r\nHost: test\r\n{close}Content-Length: {len(_BODY)}\r\n\r\n"
+        return head.encode() + _BODY
+
+
+async def _response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+    body = await reader.readexactly(int(headers["content-length"]))
+    return int(head[0].split()[1]), headers, body
