@@ -156,7 +156,7 @@ class LinuxHost:
             return SpawnFailed(order.worker_id, str(error))
         try:
             birth = self._birth(order, member, theirs)
-            member.pid = spawn.fork_worker(birth, close_in_child=lambda: self.close_in_child(birth.listeners))
+            member.pid = spawn.fork_worker(birth, close_in_child=lambda: self._close_in_worker(member, birth))
         except OSError as error:
             self._release(member)
             return SpawnFailed(order.worker_id, str(error))
@@ -252,6 +252,11 @@ class LinuxHost:
         if self._guard is not None:
             self._guard.close()
         self._close_arbiter(keep)
+
+    def _close_in_worker(self, member: Member, birth: Birth) -> None:
+        # The arbiter's end of this worker's own channel first: holding it, the worker would never see it close.
+        member.channel.close()
+        self.close_in_child(birth.listeners)
 
     def _prepare(self, order: actions.Spawn) -> tuple[Member, messages.Channel]:
         row_number = self.board.lease()
