@@ -79,7 +79,7 @@ class Loop:
         self._signals.close()
 
     def _turn(self) -> None:
-        ready = {key.data for key, _ in self._selector.select(self._timeout())}
+        ready = {key.data for key, _ in self._selector.select(max(0.0, self._wake() - self._host.now()))}
         if None in ready:
             ready.remove(None)
             self._read_signals()
@@ -90,16 +90,16 @@ class Loop:
             if isinstance(event, Exited):
                 self._bury(event.worker_id)
         now = self._host.now()
+        if now < self._wake():
+            return
+        self.post(self._host.beats())  # in place of a tick: nobody is judged by a stale beat
         if now >= self._next_sample:
             self._next_sample = now + _SAMPLE_SECONDS
-            self.post(self._host.beats())
             self._observer.on_sample(now)
-        self.post(Tick())
 
-    def _timeout(self) -> float:
+    def _wake(self) -> float:
         deadline = self._pool.deadline()
-        wake = self._next_sample if deadline is None else min(deadline, self._next_sample)
-        return max(0.0, wake - self._host.now())
+        return self._next_sample if deadline is None else min(deadline, self._next_sample)
 
     def _read_signals(self) -> None:
         for signum in self._signals.read():
