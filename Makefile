@@ -1,0 +1,63 @@
+# make demo | test | lint | bench
+#
+# Each target installs what it needs into a virtual environment of its own and
+# nowhere else: .venv for the default python3, .venv-X.Y for another PYTHON.
+# A stamp inside it makes the next call instant until pyproject.toml changes.
+
+PYTHON ?= python3
+PORT ?= 8000
+TESTS ?=
+BENCH ?=
+
+ifeq ($(PYTHON),python3)
+VENV := .venv
+else
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+endif
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: help demo test lint bench python
+
+help:
+	@echo 'make demo    serve the example with 2 workers on 127.0.0.1:$(PORT)   (PORT=8001 for another port)'
+	@echo 'make test    run all tests                                      (TESTS=tests/unit for some)'
+	@echo 'make lint    ruff, mypy --strict, import-linter'
+	@echo 'make bench   measure against uvicorn, gunicorn and granian      (BENCH="--help" for options)'
+	@echo 'PYTHON=python3.13 chooses the interpreter.'
+
+demo: $(VENV)/.run
+	@echo 'Serving etc/demo/app.py with 2 workers: http://127.0.0.1:$(PORT)/   (Ctrl-C stops)'
+	@echo 'Try:  curl http://127.0.0.1:$(PORT)/'
+	@exec $(BIN)/procmgr --workers 2 --host 127.0.0.1 --port $(PORT) --app-dir etc/demo app:app
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: | python
+	PYTHONPATH=tests exec $(PYTHON) -m bench $(BENCH)
+
+python:
+	@command -v $(PYTHON) >/dev/null || { echo 'procmgr: no $(PYTHON) on PATH; name a Python 3.11 or newer, as in: make PYTHON=python3.13' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "procmgr: $(PYTHON) is Python %d.%d, 3.11 or newer is needed; name one, as in: make PYTHON=python3.13" % sys.version_info[:2])'
+
+# --group needs pip 25.1, newer than the one that comes with most interpreters.
+$(VENV)/.run: pyproject.toml | python
+	@echo 'Setting up $(VENV) (once) ...'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo 'Installing the test and lint tools into $(VENV) (once) ...'
+	@$(PIP) install -e . --group lint --group test
+	@touch $@

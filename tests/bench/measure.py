@@ -1,0 +1,75 @@
+"""Take the numbers: requests per second under wrk, processor time and memory from /proc."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.environment import BenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bench.servers import Running
+
+CONNECTIONS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one round of load showed."""
+
+    per_second: float
+    cpu_us: float  # processor time of the server's processes per request, microseconds
+
+
+def load(server: Running, *, core: str, seconds: int) -> Load:
+    """Run wrk against a server, pinned to the server's own core, on kept-alive connections."""
+    before = cpu_ns(server.pids())
+    text = wrk(server.url, core=core, seconds=seconds)
+    used = cpu_ns(server.pids()) - before
+    if problem := re.search(r"(Socket errors: .*|Non-2xx or 3xx responses: .*)", text):
+        raise BenchError(f"{server.name} failed under load: {problem[1]}")
+    requests, rate = re.search(r"(\d+) requests in", text), re.search(r"Requests/sec:\s+([\d.]+)", text)
+    if requests is None or rate is None or not int(requests[1]):
+        raise BenchError(f"{server.name} answered nothing under load: {text.strip()[-200:]!r}")
+    return Load(per_second=float(rate[1]), cpu_us=used / 1000 / int(requests[1]))
+
+
+def wrk(url: str, *, core: str, seconds: int) -> str:
+    """Run wrk once, bounded."""
+    command = ["taskset", "-c", core, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            return process.communicate(timeout=seconds + 15)[0]
+        finally:
+            process.kill()
+
+
+def cpu_ns(pids: Iterable[int]) -> int:
+    """Sum the time on a processor of all threads, in ns; /proc/PID/stat counts in steps of 10 ms (proc(5))."""
+    return sum(thread_ns(task) for pid in pids for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+def thread_ns(schedstat: Path) -> int:
+    """Read the first number of a thread's schedstat, 0 when it has gone."""
+    try:
+        return int(schedstat.read_text().split()[0])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def pss_mib(pids: Iterable[int]) -> float:
+    """Sum the proportional set size, in MiB."""
+    return sum(int(match[1]) for pid in pids if (match := rollup(pid))) / 1024
+
+
+def rollup(pid: int) -> re.Match[str] | None:
+    """Find the Pss line, in KiB."""
+    try:
+        return re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    except (FileNotFoundError, ProcessLookupError):
+        return None

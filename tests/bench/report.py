@@ -1,0 +1,67 @@
+"""Turn rounds into tables: medians, the ratio to uvicorn within each round and its quartiles, the bars."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from bench.servers import YARDSTICK
+
+if TYPE_CHECKING:
+    from bench.measure import Load
+
+TITLES = {
+    "hello": "hello world, no access log, 1 worker",
+    "log": "hello world, access log, 1 worker",
+}
+BARS = {"hello": 1.8, "log": 3.0}  # procmgr ÷ uvicorn, at least
+IDLE_CPU_BAR, IDLE_PSS_BAR = 0.2, 25.0  # % of a core, MiB: the arbiter, at most
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """Give the lower quartile, the median and the upper quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def ratios(rounds: list[dict[str, Load]], name: str) -> list[float]:
+    """Compare within each round, where both met the same machine."""
+    return [one[name].per_second / one[YARDSTICK].per_second for one in rounds if name in one and YARDSTICK in one]
+
+
+def table(row: str, rounds: list[dict[str, Load]]) -> list[str]:
+    """Render one row of the bench, fastest first, and hold procmgr to its bar."""
+    lines = [f"\n{TITLES[row]:42} req/s  x {YARDSTICK}   quartiles       CPU us/req"]
+    names = {name for one in rounds if YARDSTICK in one for name in one}
+    medians = {n: statistics.median(one[n].per_second for one in rounds if n in one) for n in names}
+    for name in sorted(names, key=lambda n: -medians[n]):
+        cpu = statistics.median(one[name].cpu_us for one in rounds if name in one)
+        low, middle, high = spread(ratios(rounds, name))
+        lines.append(f"  {name:36} {medians[name]:9.0f} {middle:8.2f}   {low:.2f} to {high:.2f}  {cpu:12.1f}")
+    if "procmgr" in names:
+        lines.append(verdict(f"procmgr / {YARDSTICK}", spread(ratios(rounds, "procmgr"))[1], at_least=BARS[row]))
+    return lines
+
+
+def idle_table(idle: dict[str, dict[str, float]]) -> list[str]:
+    """Render what four idle workers cost."""
+    head = "idle, 4 workers"
+    lines = [f"\n{head:22} arbiter: CPU %   PSS MiB     all processes: CPU %   PSS MiB"]
+    lines += [
+        f"  {name:20} {one['cpu']:14.3f} {one['pss']:9.1f} {one['all_cpu']:24.3f} {one['all_pss']:9.1f}"
+        for name, one in sorted(idle.items(), key=lambda item: item[1]["cpu"])
+    ]
+    if mine := idle.get("procmgr"):
+        lines.append(verdict("arbiter CPU %", mine["cpu"], at_most=IDLE_CPU_BAR))
+        lines.append(verdict("arbiter PSS MiB", mine["pss"], at_most=IDLE_PSS_BAR))
+    return lines
+
+
+def verdict(what: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
+    """Say whether a bar is met, and by how much it is missed."""
+    bar, sign = (at_least, ">=") if at_least is not None else (at_most, "<=")
+    assert bar is not None
+    gap = bar - value if at_least is not None else value - bar
+    return f"  bar: {what} {sign} {bar:g}: {'PASS' if gap <= 0 else f'SHORT by {gap:.2f}'} ({value:.3g})"

@@ -1,0 +1,99 @@
+"""Take the rows with one interpreter: start the servers, load them in rounds, watch them idle."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bench.environment import BenchError
+from bench.measure import Load, cpu_ns, load, pss_mib
+from bench.servers import Running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bench.environment import Environment
+
+IDLE_WORKERS = 4
+IDLE_SETTLE_SECONDS = 3
+IDLE_SECONDS = 10
+
+
+@dataclass(slots=True, kw_only=True)
+class Bench:
+    """One interpreter's measurements; what could not be measured is told at once and kept in ``failures``."""
+
+    env: Environment
+    servers: list[str]
+    rounds: int
+    seconds: int
+    core: str  # of the measured server and of wrk
+    scratch: Path
+    failures: list[str] = field(default_factory=list)
+
+    def loads(self, *, access_log: bool) -> list[dict[str, Load]]:
+        """Measure every server once a round, in shuffled order, the others idle."""
+        # The bare protocol knows no log.
+        names = [name for name in self.servers if not (access_log and name == "bare")]
+        rounds = []
+        with self.started(names, cores=self.core, workers=1, access_log=access_log) as running:
+            self.one_round(running, seconds=1)  # to warm up
+            for _ in range(self.rounds):
+                rounds.append(self.one_round(random.sample(running, len(running)), seconds=self.seconds))
+                for server in running:
+                    server.forget_log()
+        return rounds
+
+    def idle(self, *, cores: str) -> dict[str, dict[str, float]]:
+        """Measure what servers of IDLE_WORKERS workers cost while nothing happens, all in the same window."""
+        names = [name for name in self.servers if name != "bare"]
+        with self.started(names, cores=cores, workers=IDLE_WORKERS, access_log=True) as running:
+            time.sleep(IDLE_SETTLE_SECONDS)
+            groups = {one.name: ([one.pid], one.pids()) for one in running}
+            before = {name: [cpu_ns(pids) for pids in pair] for name, pair in groups.items()}
+            begin = time.monotonic()
+            time.sleep(IDLE_SECONDS)
+            percent = 100 / 1e9 / (time.monotonic() - begin)
+            costs = {}
+            for name, pair in groups.items():
+                cpu, all_cpu = (percent * (cpu_ns(pids) - was) for pids, was in zip(pair, before[name], strict=True))
+                pss, all_pss = map(pss_mib, pair)
+                costs[name] = {"cpu": cpu, "pss": pss, "all_cpu": all_cpu, "all_pss": all_pss}
+        return costs
+
+    @contextmanager
+    def started(self, names: list[str], *, cores: str, workers: int, access_log: bool) -> Iterator[list[Running]]:
+        """Have servers running and checked, without those that fail; all are ended on the way out."""
+        with ExitStack() as stack:
+            running = []
+            for name in names:
+                server = Running(
+                    name, self.env, scratch=self.scratch, cores=cores, workers=workers, access_log=access_log
+                )
+                stack.callback(server.stop)
+                try:
+                    server.await_ready()
+                except BenchError as error:
+                    self.fail(error)
+                else:
+                    running.append(server)
+            yield running
+
+    def one_round(self, order: list[Running], *, seconds: int) -> dict[str, Load]:
+        """Load each server in turn; one that fails has no number in this round."""
+        found = {}
+        for server in order:
+            try:
+                found[server.name] = load(server, core=self.core, seconds=seconds)
+            except BenchError as error:
+                self.fail(error)
+        return found
+
+    def fail(self, error: BenchError) -> None:
+        """Tell and keep a failure."""
+        print(f"NOT MEASURED: {error}", flush=True)
+        self.failures.append(str(error))
