@@ -128,7 +128,8 @@ def inherited_sockets(
     names += [""] * (count - len(names))
     found = [(names[index] or "unknown", FIRST_FD + index) for index in range(count)]
     usable = [(name, fd) for name, fd in found if _set_cloexec(fd)]
-    ignored += [f"LISTEN_FDS={count_text} promises fd {fd}, which is not open" for _, fd in found if not _is_open(fd)]
+    closed = [fd for name, fd in found if (name, fd) not in usable]
+    ignored += [f"LISTEN_FDS={count_text} promises fd {fd}, which is not open" for fd in closed]
     if on_ignored is not None:
         for line in ignored:
             on_ignored(line)
@@ -163,14 +164,6 @@ def _clean(value: str | int) -> str:
 def _set_cloexec(fd: int) -> bool:
     try:
         fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    except OSError:
-        return False
-    return True
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_GETFD)
     except OSError:
         return False
     return True
