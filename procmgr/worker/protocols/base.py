@@ -1,301 +1,35 @@
-"""What every connection of a worker shares, and what every connection can do whatever protocol it speaks.
-
-Theory of operation. A worker has one `Context`; each accepted connection is a `Connection` registered with it. Time is
-coarse: the once-a-second beat calls `Context.tick`, which renders the response head block anew and sweeps deadlines.
-A connection lies in the bucket of the second in which it may have to be closed, and is looked at only then; if it was
-active meanwhile it moves to a later bucket. So a request costs one attribute store and no timer, an idle connection is
-touched once per keep-alive period, and a sweep costs what is due.
+"""What every connection can do whatever protocol it speaks: addresses, flow control, deadlines, drain, lingering close.
 
 Closing lingers: close(2) with unread bytes in the receive buffer makes the kernel send RST, which may overtake and
 destroy the response (RFC 9112 section 9.6). So the write side is shut down first and what still arrives is read and
 thrown away, until the peer closes too or the bound is reached.
-
-Draining, as the worker's server asks for it:
-* RETIRE: others serve on. What was accepted is answered; an idle connection may send one last request, which is
-  answered with `Connection: close`, for at most the keep-alive time.
-* STOP: nobody serves on. As above, but an idle connection gets `WINDOW` seconds.
-* QUICK: as STOP; the server cancels what still runs at its deadline with `Context.abort_requests`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass
-from email.utils import formatdate
 from enum import Enum
-from time import time
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, cast
 
-from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, Row
+from procmgr.worker.protocols.context import WINDOW, Context, DrainMode, Limits
 
 if TYPE_CHECKING:
-    import logging
+    from collections.abc import Callable
 
-    from procmgr.worker.access import AccessLog
+    from procmgr.worker.protocols.context import Member
+    from procmgr.worker.protocols.framing import Codec
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+__all__ = ["Address", "Connection", "Context", "DrainMode", "Limits", "Phase", "Waiters", "http_factory"]
+
 Address = tuple[str, int | None]
-
-WINDOW: Final = 0.2
-"""Seconds in which an idle connection may still send a request when the service stops."""
 
 LINGER: Final = 2.0
 """Seconds for which a closing connection is read to its end, once all is written."""
 
 IDLE_LINGER: Final = 0.05
 """The same for a connection closed at a stop while it was idle: it has no response to lose."""
-
-
-class DrainMode(Enum):
-    """How a connection ends; the values are those of the channel's `Drain` message."""
-
-    RETIRE = "retire"
-    STOP = "stop"
-    QUICK = "quick"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Bounds on what peers may cost; sizes in bytes, 0 for no bound where said so."""
-
-    concurrency: int = 0
-    """Requests that run in the application at one time; 0 is no bound. One more is answered with 503."""
-    request_line: int = 16 * 1024
-    head: int = 64 * 1024
-    fields: int = 256
-    pipelined: int = 64 * 1024
-    """Bytes kept of requests that arrived before their turn; then reading pauses."""
-    body: int = 64 * 1024
-    """Bytes of a request body kept for the application; then reading pauses."""
-    discard: int = 64 * 1024
-    """Bytes of a body that the application left unread which are read to keep the connection."""
-    chunk_overhead: int = 64 * 1024
-    """Bytes of chunk sizes, extensions and trailers that carry no body."""
-
-
-class Sweepable(Protocol):
-    """What a bucket holds."""
-
-    bucket: set[Sweepable]
-
-    def due(self, now: float) -> float | None:
-        """Do what is due at `now`; return when to look again, or None when never."""
-
-
-class Context:
-    """Everything the connections of one worker share. Keyword-only; all times are `loop.time()` seconds."""
-
-    __slots__ = (
-        "_buckets",
-        "_custom",
-        "_date",
-        "_drained",
-        "_on_request_limit",
-        "_server",
-        "_swept",
-        "aborting",
-        "access",
-        "active",
-        "app",
-        "connections",
-        "draining",
-        "error_log",
-        "head",
-        "hosts",
-        "keep_alive",
-        "limits",
-        "loop",
-        "max_requests",
-        "now",
-        "overload_logged",
-        "reset_contextvars",
-        "response_fields",
-        "root_path",
-        "row",
-        "scheme",
-        "served",
-        "state",
-        "tasks",
-    )
-
-    def __init__(
-        self,
-        *,
-        app: App,
-        loop: asyncio.AbstractEventLoop,
-        row: Row,
-        error_log: logging.Logger,
-        access: AccessLog | None = None,
-        state: dict[str, Any] | None = None,
-        root_path: str = "",
-        scheme: str = "http",
-        limits: Limits | None = None,
-        keep_alive: float = 5.0,
-        server_header: bool = True,
-        date_header: bool = True,
-        headers: Iterable[tuple[bytes, bytes]] = (),
-        max_requests: int = 0,
-        on_request_limit: Callable[[], None] | None = None,
-        reset_contextvars: bool = False,
-    ) -> None:
-        """Take what the server resolved; `state` is None where no lifespan is used, `max_requests` 0 is no limit."""
-        self.app = app
-        self.loop = loop
-        self.row = row
-        self.error_log = error_log
-        self.access = access
-        self.state = state
-        self.root_path = root_path
-        self.scheme = scheme
-        self.limits = limits or Limits()
-        self.keep_alive = keep_alive
-        self.max_requests = max_requests
-        self.reset_contextvars = reset_contextvars
-        self._on_request_limit = on_request_limit
-        self._server, self._date = server_header, date_header
-        self._custom = [(bytes(name), bytes(value)) for name, value in headers]
-        self.connections: set[Connection] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.active = 0
-        self.served = 0
-        self.draining: DrainMode | None = None
-        self.aborting = False
-        self.overload_logged = 0.0
-        self.hosts: set[bytes] = set()
-        self.response_fields: dict[tuple[bytes, bytes], tuple[bytes, int]] = {}
-        self.head: tuple[bytes, ...] = ()
-        self._drained: asyncio.Future[None] | None = None
-        self._buckets: dict[int, set[Sweepable]] = {}
-        self.now = loop.time()
-        self._swept = int(self.now)
-        self.render_head(time())
-
-    # -- the beat ------------------------------------------------------------------------------------------------
-
-    def tick(self, now: float) -> None:
-        """Do what is done once a second; `now` is `loop.time()`."""
-        self.render_head(time())
-        if self.access is not None:
-            self.access.flush()
-        self.sweep(now)
-
-    def render_head(self, wall: float) -> None:
-        """Render the lines common to all responses: `Server`, `Date` (RFC 9110 section 6.6.1), the user's.
-
-        `head[n]` lacks `Server` if bit 0 of n is set and `Date` if bit 1 is: the application sent its own.
-        """
-        names = {name.lower() for name, _ in self._custom}
-        server = b"server: procmgr\r\n" if self._server and b"server" not in names else b""
-        date = f"date: {formatdate(wall, usegmt=True)}\r\n".encode() if self._date and b"date" not in names else b""
-        custom = b"".join(b"%s: %s\r\n" % pair for pair in self._custom)
-        self.head = (server + date + custom, date + custom, server + custom, custom)
-
-    def sweep(self, now: float) -> None:
-        """Close what is due at `now`, `loop.time()`."""
-        self.now = now
-        first, self._swept = self._swept + 1, int(now)
-        if not self._buckets:
-            return
-        # After a long pause of the process fewer buckets exist than seconds have passed.
-        passed = range(first, int(now) + 1)
-        seconds = passed if len(passed) <= len(self._buckets) else [key for key in self._buckets if key <= now]
-        for second in seconds:
-            for item in self._buckets.pop(second, ()):
-                again = item.due(now)
-                if again is not None:
-                    self.watch(item, again)
-
-    def watch(self, item: Sweepable, when: float) -> None:
-        """Look at `item` in the first sweep at or after `when`."""
-        second = max(int(when), self._swept) + 1
-        bucket = self._buckets.get(second)
-        if bucket is None:
-            bucket = self._buckets[second] = set()
-        bucket.add(item)
-        item.bucket = bucket
-
-    # -- draining ------------------------------------------------------------------------------------------------
-
-    def begin_drain(self, mode: DrainMode) -> None:
-        """Begin to drain all connections, or raise the level of a drain."""
-        self.draining = mode
-        for connection in tuple(self.connections):
-            connection.begin_drain(mode)
-        if mode is not DrainMode.RETIRE:
-            self.loop.call_later(WINDOW, self._window_over)
-        self.settle()
-
-    def _window_over(self) -> None:
-        for connection in tuple(self.connections):
-            connection.close_if_idle()
-
-    def abort_requests(self) -> None:
-        """Cancel every request that still runs in the application; it ends as the application's CancelledError."""
-        self.aborting = True
-        for task in tuple(self.tasks):
-            task.cancel()
-
-    def abort_connections(self) -> None:
-        """Cut every connection at once."""
-        for connection in tuple(self.connections):
-            connection.abort()
-
-    def drained(self) -> asyncio.Future[None]:
-        """Return a future that is done once no connection is open and no request runs. Ask after `begin_drain`.
-
-        Awaited under a time-out it must be shielded, else it is cancelled for all who wait.
-        """
-        if self._drained is None or self._drained.done():
-            self._drained = self.loop.create_future()
-        self.settle()
-        return self._drained
-
-    def settle(self) -> None:
-        """Complete `drained()` if nothing is left."""
-        if self._drained is not None and not self.connections and not self.tasks and not self._drained.done():
-            self._drained.set_result(None)
-
-    # -- accounts ------------------------------------------------------------------------------------------------
-
-    def count_request(self) -> None:
-        """Count a request whose response ended; the one that reaches the limit calls `on_request_limit`, once."""
-        self.served = served = self.served + 1
-        self.row[REQUESTS] = served
-        if served == self.max_requests and self._on_request_limit is not None:
-            self._on_request_limit()
-
-    def opened(self, connection: Connection) -> None:
-        """Register a connection."""
-        self.connections.add(connection)
-        self.row[CONNECTIONS] = len(self.connections)
-        self.row[ACCEPTED] += 1
-
-    def closed(self, connection: Connection) -> None:
-        """Forget a connection."""
-        self.connections.discard(connection)
-        self.row[CONNECTIONS] = len(self.connections)
-        if self.draining is not None:
-            self.settle()
-
-    def began(self) -> None:
-        """Count a request that enters the application."""
-        self.active += 1
-        self.row[ACTIVE] = self.active
-
-    def ended(self, task: asyncio.Task[None] | None) -> None:
-        """Count a request out; `task` is None where it never had to wait."""
-        self.active -= 1
-        self.row[ACTIVE] = self.active
-        if task is not None:
-            self.tasks.discard(task)
-        if self.draining is not None:
-            self.settle()
 
 
 class Phase(Enum):
@@ -307,8 +41,9 @@ class Phase(Enum):
 
 
 class Waiters:
-    """Tasks that wait for one thing. A future exists only while somebody really waits, each task its own: cancelling
-    one of two tasks that wait must not cancel the other.
+    """Tasks that wait for one thing.
+
+    A future exists only while somebody really waits, and each has its own: cancelling one must not cancel the other.
     """
 
     __slots__ = ("_futures", "_loop")
@@ -360,7 +95,7 @@ class Connection(asyncio.Protocol):
         self.client: Address | None = None
         self.server: Address | None = None
         self._writable: Waiters | None = None
-        self.bucket: set[Sweepable] = set()
+        self.bucket: set[Member] = set()
         self.transport: asyncio.Transport
 
     # -- asyncio's side ------------------------------------------------------------------------------------------
@@ -378,7 +113,7 @@ class Connection(asyncio.Protocol):
         context.watch(self, context.now + context.keep_alive)
         if context.draining is not None:
             self.begin_drain(context.draining)
-            self._open_window()
+            self.open_window()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it went makes no difference
         """Wake everybody: the socket is gone."""
@@ -402,7 +137,7 @@ class Connection(asyncio.Protocol):
         """Wait until the transport takes more, or is gone."""
         if self._writable is None:
             self._writable = Waiters(self.context.loop)
-        while self.write_paused:
+        while self.write_paused and self.phase is Phase.OPEN:
             await self._writable.wait()
 
     # -- what a protocol defines ---------------------------------------------------------------------------------
@@ -410,6 +145,11 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether nothing is in progress and nothing unread has arrived."""
+        raise NotImplementedError
+
+    @property
+    def busy(self) -> bool:
+        """Whether a response is owed, so that no deadline applies."""
         raise NotImplementedError
 
     def lost(self) -> None:
@@ -420,25 +160,29 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Stop reading the socket: as much is buffered as may be."""
-        if self.reading and self.phase is Phase.OPEN:
+        if self.reading and not self.eof and self.phase is Phase.OPEN:
             self.reading = False
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read the socket again."""
-        if not self.reading and self.phase is Phase.OPEN:
+        if not self.reading and not self.eof and self.phase is Phase.OPEN:
             self.reading = True
             self.transport.resume_reading()
+
+    def is_open(self) -> bool:
+        """Tell whether neither side has closed."""
+        return self.phase is Phase.OPEN
 
     def close(self, *, linger: float = LINGER) -> None:
         """Flush, shut the write side down and read on for at most `linger` seconds; idempotent."""
         if self.phase is not Phase.OPEN:
             return
-        self.resume_reading()
-        self.phase = Phase.LINGERING
         if self.eof or not self.transport.can_write_eof():
-            self.transport.close()
+            self.finish()
             return
+        self.resume_reading()
+        self._shut(Phase.LINGERING)
         self.transport.write_eof()
         self.idle_since = self.context.now
         if self.context.draining is None:
@@ -446,6 +190,17 @@ class Connection(asyncio.Protocol):
             self.context.watch(self, self.context.now + linger)
         else:
             self.context.loop.call_later(linger, self._linger_over)
+
+    def finish(self) -> None:
+        """Flush and close, where the client sends no more."""
+        if self.phase is Phase.OPEN:
+            self._shut(Phase.LINGERING)
+            self.transport.close()
+
+    def _shut(self, phase: Phase) -> None:
+        self.phase = phase
+        if self._writable is not None:
+            self._writable.wake()
 
     def abort(self) -> None:
         """Close at once; what is buffered is lost."""
@@ -461,7 +216,7 @@ class Connection(asyncio.Protocol):
         """Close what was idle or lingered for too long; return when to look again."""
         keep_alive = self.context.keep_alive
         if self.phase is Phase.OPEN:
-            if self.idle_since is None:
+            if self.idle_since is None or self.busy:
                 return now + keep_alive
             if now - self.idle_since < keep_alive:
                 return self.idle_since + keep_alive
@@ -483,7 +238,7 @@ class Connection(asyncio.Protocol):
         if self.phase is Phase.OPEN and self.idle:
             self.close(linger=IDLE_LINGER)
 
-    def _open_window(self) -> None:
+    def open_window(self) -> None:
         """Give a connection that became idle while the service stops the same window as the others."""
         if self.context.draining in {DrainMode.STOP, DrainMode.QUICK}:
             self.context.loop.call_later(WINDOW, self.close_if_idle)
@@ -499,11 +254,16 @@ def _address(name: object) -> Address | None:
 
 
 def http_factory(context: Context, codec: Literal["httptools", "h11"]) -> Callable[[], asyncio.Protocol]:
-    """Return what `loop.create_server` calls for each accepted connection."""
-    from procmgr.worker.protocols.http1 import Http1Connection  # noqa: PLC0415 - http1 builds on this module
+    """Return what makes the protocol for each accepted connection."""
+    from procmgr.worker.protocols.http1 import Http1Connection  # noqa: PLC0415 - which builds on this module
 
+    codec_class: Callable[[int], Codec]
     if codec == "httptools":
-        from procmgr.worker.protocols.httptools_codec import HttptoolsCodec as Codec  # noqa: PLC0415 - only the one in use
+        from procmgr.worker.protocols.httptools_codec import HttptoolsCodec  # noqa: PLC0415 - load the one in use
+
+        codec_class = HttptoolsCodec
     else:
-        from procmgr.worker.protocols.h11_codec import H11Codec as Codec  # noqa: PLC0415 - only the one in use
-    return lambda: Http1Connection(context, Codec)
+        from procmgr.worker.protocols.h11_codec import H11Codec  # noqa: PLC0415 - load the one in use
+
+        codec_class = H11Codec
+    return partial(Http1Connection, context, codec_class)

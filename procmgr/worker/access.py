@@ -1,0 +1,138 @@
+"""The access log: uvicorn's line for every response, straight to bytes or as records of `procmgr.access`.
+
+Rules: a line costs next to nothing and never blocks. Lines of one loop iteration are collected and handed to the
+`LineWriter` in one piece by a callback at its end; what the reader does not take is retried with the next piece or the
+next beat, at the latest. Nothing a client sends can break a line or reach a terminal as a control character: a target
+is printable ASCII by the time it gets here (RFC 9112 section 3.2), its path is quoted as uvicorn quotes it, and it is
+cut to 2 KiB so that a line fits in PIPE_BUF.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import quote, unquote
+
+from procmgr.logs import ACCESS_LOGGER, access_customised
+from procmgr.worker.protocols.response import phrase
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from procmgr.logs import LineWriter, LogSetup
+    from procmgr.worker.protocols.base import Address
+    from procmgr.worker.protocols.framing import Request
+
+_MAX_TARGET: Final = 2048
+_UNQUOTED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~/"
+_GREEN, _BOLD, _RESET = "\x1b[32m", "\x1b[1m", "\x1b[0m"
+_STATUS_COLORS: Final = {1: "\x1b[97m", 2: "\x1b[32m", 3: "\x1b[33m", 4: "\x1b[31m", 5: "\x1b[91m"}
+
+
+class AccessLog(Protocol):
+    """What the connections of a worker log their responses to."""
+
+    def prefix(self, client: Address | None) -> bytes:
+        """Return what all lines of a connection begin with; rendered once per connection."""
+
+    def record(self, prefix: bytes, request: Request, root_path: str, status: int) -> None:
+        """Log one response."""
+
+    def flush(self) -> None:
+        """Write what waits, as far as the reader takes it."""
+
+
+def access_log(logs: LogSetup, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
+    """Return the access log the settings ask for, None for none. Ask after the application was imported."""
+    if logs.access is None:
+        return None
+    if logs.access_via_logging or access_customised():
+        logger = logging.getLogger(ACCESS_LOGGER)
+        return RecordAccessLog(logger=logger) if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else None
+    if not logging.getLogger(ACCESS_LOGGER).isEnabledFor(logging.INFO):
+        return None
+    return LineAccessLog(writer=logs.access, loop=loop, colors=logs.access_colors)
+
+
+class LineAccessLog:
+    """Renders lines without `logging`."""
+
+    __slots__ = ("_end", "_lead", "_lines", "_loop", "_open", "_statuses", "_writer")
+
+    def __init__(self, *, writer: LineWriter, loop: asyncio.AbstractEventLoop, colors: bool) -> None:
+        self._writer = writer
+        self._loop = loop
+        self._lines: list[bytes] = []
+        self._lead = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
+        self._open = f'"{_BOLD}' if colors else '"'
+        end = _RESET if colors else ""
+        self._end = {version: f' HTTP/{version}{end}" '.encode() for version in ("1.0", "1.1")}
+        self._statuses = {status: _status(status, colors=colors) for status in range(100, 600)}
+
+    def prefix(self, client: Address | None) -> bytes:
+        """Return the line up to its method."""
+        return f"{self._lead}{client_text(client)} - {self._open}".encode()
+
+    def record(self, prefix: bytes, request: Request, root_path: str, status: int) -> None:
+        """Collect one line; the first of a loop iteration schedules the writing of all."""
+        target = request.target
+        if root_path or len(target) > _MAX_TARGET or request.path.translate(None, _UNQUOTED):
+            target = quoted_target(request, root_path).encode()
+        end = self._end["1.1" if request.version == b"1.1" else "1.0"]
+        lines = self._lines
+        if not lines:
+            self._loop.call_soon(self.flush)
+        lines.append(b"".join((prefix, request.method, b" ", target, end, self._statuses[status])))
+
+    def flush(self) -> None:
+        """Write the collected lines, and what earlier ones left."""
+        lines = self._lines
+        if lines:
+            self._writer.write(b"".join(lines))
+            lines.clear()
+        self._writer.flush()
+
+
+class RecordAccessLog:
+    """Makes records with uvicorn's five arguments, for whoever configured `logging`."""
+
+    __slots__ = ("_logger",)
+
+    def __init__(self, *, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def prefix(self, client: Address | None) -> bytes:
+        """Return the client as text."""
+        return client_text(client).encode() or b" "
+
+    def record(self, prefix: bytes, request: Request, root_path: str, status: int) -> None:
+        """Log one record."""
+        self._logger.info(
+            '%s - "%s %s HTTP/%s" %d',
+            prefix.decode().strip(),
+            request.method.decode(),
+            quoted_target(request, root_path),
+            request.version.decode(),
+            status,
+        )
+
+    def flush(self) -> None:
+        """Do nothing: records are written by their handlers."""
+
+
+def client_text(client: Address | None) -> str:
+    """Return a peer as uvicorn writes it: `host:port`, "" for an unnamed one (a Unix socket's)."""
+    return "" if client is None else f"{client[0]}:{client[1]}"
+
+
+def quoted_target(request: Request, root_path: str) -> str:
+    """Return the target as the application saw it, quoted again, at most 2 KiB."""
+    text = quote(root_path + unquote(request.path.decode()))
+    if request.query:
+        text = f"{text}?{request.query.decode()}"
+    return text if len(text) <= _MAX_TARGET else f"{text[: _MAX_TARGET - 3]}..."
+
+
+def _status(status: int, *, colors: bool) -> bytes:
+    text = f"{status} {phrase(status)}"
+    return (f"{_STATUS_COLORS[status // 100]}{text}{_RESET}\n" if colors else f"{text}\n").encode()

@@ -1,0 +1,294 @@
+"""What all connections of a worker share: the application, limits, the response head, deadlines, accounts, the drain.
+
+Theory of operation. Time is coarse: the once-a-second beat calls `Context.tick`, which renders the response head block
+anew and sweeps deadlines. A connection lies in the bucket of the second in which it may have to be closed, and is
+looked at only then; if it was active meanwhile it moves to a later bucket. So a request costs one attribute store and
+no timer, an idle connection is touched once per keep-alive period, and a sweep costs what is due.
+
+Draining, as the worker's server asks for it:
+* RETIRE: others serve on. What was accepted is answered; an idle connection may send one last request, which is
+  answered with `Connection: close`, for at most the keep-alive time.
+* STOP: nobody serves on. As above, but an idle connection gets `WINDOW` seconds.
+* QUICK: as STOP; the server cancels what still runs at its deadline with `Context.abort_requests`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from enum import Enum
+from time import time
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, Row
+
+if TYPE_CHECKING:
+    import asyncio
+    import logging
+
+    from procmgr.worker.access import AccessLog
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+WINDOW: Final = 0.2
+"""Seconds in which an idle connection may still send a request when the service stops."""
+
+
+class DrainMode(Enum):
+    """How a connection ends; the values are those of the channel's `Drain` message."""
+
+    RETIRE = "retire"
+    STOP = "stop"
+    QUICK = "quick"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on what peers may cost; sizes in bytes, 0 for no bound where said so."""
+
+    concurrency: int = 0
+    """Requests that run in the application at one time; 0 is no bound. One more is answered with 503."""
+    request_line: int = 16 * 1024
+    head: int = 64 * 1024
+    fields: int = 256
+    pipelined: int = 64 * 1024
+    """Bytes kept of requests that arrived before their turn; then reading pauses."""
+    body: int = 64 * 1024
+    """Bytes of a request body kept for the application; then reading pauses."""
+    discard: int = 64 * 1024
+    """Bytes of a body that the application left unread which are read to keep the connection."""
+    chunk_overhead: int = 64 * 1024
+    """Bytes of chunk sizes, extensions and trailers that carry no body."""
+
+
+class Member(Protocol):
+    """What a context asks of a connection."""
+
+    bucket: set[Member]
+
+    def due(self, now: float) -> float | None:
+        """Do what is due at `now`; return when to look again, or None when never."""
+
+    def begin_drain(self, mode: DrainMode) -> None:
+        """Begin to drain."""
+
+    def close_if_idle(self) -> None:
+        """Close, unless a request is in progress."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
+class Context:
+    """Everything the connections of one worker share. Keyword-only; all times are `loop.time()` seconds."""
+
+    __slots__ = (
+        "_buckets",
+        "_custom",
+        "_date",
+        "_drained",
+        "_on_request_limit",
+        "_server",
+        "_swept",
+        "aborting",
+        "access",
+        "active",
+        "app",
+        "connections",
+        "draining",
+        "error_log",
+        "head",
+        "hosts",
+        "keep_alive",
+        "limits",
+        "loop",
+        "max_requests",
+        "now",
+        "overload_logged",
+        "reset_contextvars",
+        "response_fields",
+        "root_path",
+        "row",
+        "scheme",
+        "served",
+        "state",
+        "tasks",
+    )
+
+    def __init__(
+        self,
+        *,
+        app: App,
+        loop: asyncio.AbstractEventLoop,
+        row: Row,
+        error_log: logging.Logger,
+        access: AccessLog | None = None,
+        state: dict[str, Any] | None = None,
+        root_path: str = "",
+        scheme: str = "http",
+        limits: Limits | None = None,
+        keep_alive: float = 5.0,
+        server_header: bool = True,
+        date_header: bool = True,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        max_requests: int = 0,
+        on_request_limit: Callable[[], None] | None = None,
+        reset_contextvars: bool = False,
+    ) -> None:
+        """Take what the server resolved; `state` is None where no lifespan is used, `max_requests` 0 is no limit."""
+        self.app = app
+        self.loop = loop
+        self.row = row
+        self.error_log = error_log
+        self.access = access
+        self.state = state
+        self.root_path = root_path
+        self.scheme = scheme
+        self.limits = limits or Limits()
+        self.keep_alive = keep_alive
+        self.max_requests = max_requests
+        self.reset_contextvars = reset_contextvars
+        self._on_request_limit = on_request_limit
+        self._server, self._date = server_header, date_header
+        self._custom = [(bytes(name), bytes(value)) for name, value in headers]
+        self.connections: set[Member] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.active = 0
+        self.served = 0
+        self.draining: DrainMode | None = None
+        self.aborting = False
+        self.overload_logged = 0.0
+        self.hosts: set[bytes] = set()
+        self.response_fields: dict[tuple[bytes, bytes], tuple[bytes, int]] = {}
+        self.head: tuple[bytes, ...] = ()
+        self._drained: asyncio.Future[None] | None = None
+        self._buckets: dict[int, set[Member]] = {}
+        self.now = loop.time()
+        self._swept = int(self.now)
+        self.render_head(time())
+
+    # -- the beat ------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Do what is done once a second; `now` is `loop.time()`."""
+        self.render_head(time())
+        if self.access is not None:
+            self.access.flush()
+        self.sweep(now)
+
+    def render_head(self, wall: float) -> None:
+        """Render the lines common to all responses: `Server`, `Date` (RFC 9110 section 6.6.1), the user's.
+
+        `head[n]` lacks `Server` if bit 0 of n is set and `Date` if bit 1 is: the application sent its own.
+        """
+        names = {name.lower() for name, _ in self._custom}
+        server = b"server: procmgr\r\n" if self._server and b"server" not in names else b""
+        date = f"date: {formatdate(wall, usegmt=True)}\r\n".encode() if self._date and b"date" not in names else b""
+        custom = b"".join(b"%s: %s\r\n" % pair for pair in self._custom)
+        self.head = (server + date + custom, date + custom, server + custom, custom)
+
+    def sweep(self, now: float) -> None:
+        """Close what is due at `now`, `loop.time()`."""
+        self.now = now
+        first, self._swept = self._swept + 1, int(now)
+        if not self._buckets:
+            return
+        # After a long pause of the process fewer buckets exist than seconds have passed.
+        passed = range(first, int(now) + 1)
+        seconds = passed if len(passed) <= len(self._buckets) else [key for key in self._buckets if key <= now]
+        for second in seconds:
+            for item in tuple(self._buckets.pop(second, ())):  # closing one takes it out of its bucket
+                again = item.due(now)
+                if again is not None:
+                    self.watch(item, again)
+
+    def watch(self, item: Member, when: float) -> None:
+        """Look at `item` in the first sweep at or after `when`."""
+        second = max(int(when), self._swept) + 1
+        bucket = self._buckets.get(second)
+        if bucket is None:
+            bucket = self._buckets[second] = set()
+        bucket.add(item)
+        item.bucket = bucket
+
+    # -- draining ------------------------------------------------------------------------------------------------
+
+    def begin_drain(self, mode: DrainMode) -> None:
+        """Begin to drain all connections, or raise the level of a drain."""
+        self.draining = mode
+        for connection in tuple(self.connections):
+            connection.begin_drain(mode)
+        if mode is not DrainMode.RETIRE:
+            self.loop.call_later(WINDOW, self._window_over)
+        self.settle()
+
+    def _window_over(self) -> None:
+        for connection in tuple(self.connections):
+            connection.close_if_idle()
+
+    def abort_requests(self) -> None:
+        """Cancel every request that still runs in the application; it ends as the application's CancelledError."""
+        self.aborting = True
+        for task in tuple(self.tasks):
+            task.cancel()
+
+    def abort_connections(self) -> None:
+        """Cut every connection at once."""
+        for connection in tuple(self.connections):
+            connection.abort()
+
+    def drained(self) -> asyncio.Future[None]:
+        """Return a future that is done once no connection is open and no request runs. Ask after `begin_drain`.
+
+        Awaited under a time-out it must be shielded, else it is cancelled for all who wait.
+        """
+        if self._drained is None or self._drained.done():
+            self._drained = self.loop.create_future()
+        self.settle()
+        return self._drained
+
+    def settle(self) -> None:
+        """Complete `drained()` if nothing is left."""
+        if self._drained is not None and not self.connections and not self.tasks and not self._drained.done():
+            self._drained.set_result(None)
+
+    # -- accounts ------------------------------------------------------------------------------------------------
+
+    def count_request(self) -> None:
+        """Count a request whose response ended; the one that reaches the limit calls `on_request_limit`, once."""
+        self.served = served = self.served + 1
+        self.row[REQUESTS] = served
+        if served == self.max_requests and self._on_request_limit is not None:
+            self._on_request_limit()
+
+    def opened(self, connection: Member) -> None:
+        """Register a connection."""
+        self.connections.add(connection)
+        self.row[CONNECTIONS] = len(self.connections)
+        self.row[ACCEPTED] += 1
+
+    def closed(self, connection: Member) -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        self.row[CONNECTIONS] = len(self.connections)
+        if self.draining is not None:
+            self.settle()
+
+    def began(self) -> None:
+        """Count a request that enters the application."""
+        self.active += 1
+        self.row[ACTIVE] = self.active
+
+    def ended(self, task: asyncio.Task[None] | None) -> None:
+        """Count a request out; `task` is None where it never had to wait."""
+        self.active -= 1
+        self.row[ACTIVE] = self.active
+        if task is not None:
+            self.tasks.discard(task)
+        if self.draining is not None:
+            self.settle()

@@ -1,0 +1,237 @@
+"""The one policy on HTTP/1.1 requests: which request line and which fields are served, and where the message ends.
+
+Neither parser is a policy: llhttp lets `RTSP/1.0` and a missing Host pass, h11 obsolete line folding and bare LF. So
+the request line is matched here, on the raw bytes, before a parser sees them, and the fields that decide on framing are
+judged here after it. A codec only has to agree on what the fields are; `tests/protocols` holds both to one corpus.
+
+All refusals are `Refused`: a status, and a reason that may be shown to the peer. Section numbers are RFC 9112's unless
+said otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Protocol
+
+Headers = list[tuple[bytes, bytes]]
+
+_TCHAR: Final = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
+_LINE: Final = re.compile(rb"([" + _TCHAR + rb"]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
+_TOKEN_START: Final = re.compile(rb"[" + _TCHAR + rb"]")
+_FORBIDDEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
+_FIELDS: Final = re.compile(rb"(?:[" + _TCHAR + rb"]+:[\t \x21-\x7e\x80-\xff]*\r\n)*\r\n")
+_ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://([^/?]*)(.*)")
+_HOST: Final = re.compile(
+    rb"(?:\[[0-9A-Fa-fvV:.%_~!$&'()*+,;=\-]+\]|[A-Za-z0-9._~!$&'()*+,;=%\-]*)(?::[0-9]{0,5})?"
+)  # RFC 3986 section 3.2.2
+_CODINGS: Final = re.compile(rb"[ \t]*(?:[" + _TCHAR + rb"]+[ \t]*,[ \t]*)*chunked[ \t]*", re.IGNORECASE)
+
+METHODS: Final = frozenset(
+    b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS "
+    b"PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND UNLINK UNLOCK "
+    b"UNSUBSCRIBE".split()
+)
+"""Methods that both parsers know; any other well-formed one is answered with 501 (RFC 9110 section 9.1)."""
+
+FORBIDDEN_TRAILERS: Final = frozenset(
+    b"authorization content-encoding content-length content-range content-type cookie expect host max-forwards "
+    b"proxy-authorization set-cookie te trailer transfer-encoding".split()
+)
+"""Fields that frame, route or authenticate must not come after the body (RFC 9110 section 6.5.1)."""
+
+_SINGLE: Final = frozenset(b"host content-length content-type expect".split())
+_SPECIAL: Final = _SINGLE | {b"connection", b"transfer-encoding"}
+_SLASH: Final = ord("/")
+_MAX_LENGTH_DIGITS: Final = 18
+_KNOWN_HOSTS: Final = 1024
+END: Final = b"\r\n\r\n"
+
+
+class Refused(Exception):  # noqa: N818 - a decision about the peer's request, not a fault of ours
+    """A request that is not served, with the status that answers it."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+
+class Request:
+    """What one request line and its fields say. `version` is b"1.1" or b"1.0", `path` and `query` are raw bytes."""
+
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "expect",
+        "head",
+        "headers",
+        "keep_alive",
+        "method",
+        "path",
+        "query",
+        "target",
+        "version",
+    )
+
+    method: bytes
+    target: bytes
+    version: bytes
+    path: bytes
+    query: bytes
+    headers: Headers
+    head: bytes
+    content_length: int | None
+    chunked: bool
+    keep_alive: bool
+    expect: bool
+
+
+class Codec(Protocol):
+    """What is asked of a parser: `read_head` gets a whole head, `read_body` bytes that begin inside the body."""
+
+    def read_head(self, request: Request) -> Headers:
+        """Return the fields, names in lower case, values without surrounding white space. Raises `Refused`."""
+
+    def begin_body(self, request: Request) -> None:
+        """Prepare for the body of `request`."""
+
+    def read_body(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        """Return the body in `data`, the bytes that follow the message, and whether it ended. Raises `Refused`."""
+
+
+def read_line(head: bytes, limit: int) -> Request:
+    """Return a request with its line read (section 3), of at most `limit` bytes. Raises `Refused`."""
+    match = _LINE.match(head)
+    if len(head) > limit and head.find(b"\r\n", 0, limit + 2) < 0:
+        raise Refused(414, "request line too long")
+    if match is None:
+        raise Refused(400, "malformed request line")
+    request = Request()
+    request.head = head
+    method, target, major, minor = match.groups()
+    if major != b"1":
+        raise Refused(505, "HTTP version not supported")
+    if minor in b"01":
+        request.version = b"1.1" if minor == b"1" else b"1.0"
+    else:  # section 2.3: a higher minor version is served as the highest we know
+        request.version = b"1.1"
+        request.head = b"%b %b HTTP/1.1\r\n%b" % (method, target, head[match.end() :])
+    if method not in METHODS:
+        raise Refused(501, "method not implemented")
+    request.method = method
+    request.target = target
+    if target[0] == _SLASH and b"#" not in target:  # section 3.2.1: origin-form
+        request.path, _, request.query = target.partition(b"?")
+    elif target == b"*" and method == b"OPTIONS":  # section 3.2.4: asterisk-form
+        request.path, request.query = target, b""
+    elif (absolute := _ABSOLUTE.fullmatch(target)) and b"#" not in target:  # section 3.2.2: absolute-form
+        request.path, _, request.query = absolute[2].partition(b"?")
+        request.path = request.path or b"/"
+    else:
+        raise Refused(400, "malformed request target")
+    return request
+
+
+def read_fields(request: Request, headers: Headers, hosts: set[bytes]) -> None:
+    """Judge the fields that decide on host, framing and persistence; `hosts` remembers valid ones. Raises `Refused`."""
+    special: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _SPECIAL:
+            if name not in special:
+                special[name] = value
+            elif name in _SINGLE:  # section 3.2, section 6.3, RFC 9110 section 8.3
+                raise Refused(400, f"more than one {name.decode().title()} field")
+            else:  # RFC 9110 section 5.3
+                special[name] += b"," + value
+    request.headers = headers
+    request.content_length = None
+    request.chunked = request.expect = False
+    _judge_host(request, special.get(b"host"), hosts)
+    request.keep_alive = request.version == b"1.1"
+    if len(special) > 1 or b"host" not in special:
+        _judge_framing(request, special.get(b"content-length"), special.get(b"transfer-encoding"))
+        if b"connection" in special:
+            _judge_connection(request, special[b"connection"].lower())
+        if b"expect" in special and special[b"expect"].lower() == b"100-continue":  # RFC 9110 section 10.1.1
+            request.expect = request.version == b"1.1" and bool(request.chunked or request.content_length)
+
+
+def _judge_host(request: Request, host: bytes | None, hosts: set[bytes]) -> None:
+    if host is None:
+        if request.version == b"1.1":
+            raise Refused(400, "Host field is missing")  # section 3.2
+    elif host not in hosts:
+        if _HOST.fullmatch(host) is None:
+            raise Refused(400, "malformed Host field")
+        if len(hosts) >= _KNOWN_HOSTS:
+            hosts.clear()
+        hosts.add(host)
+    if request.target[0] != _SLASH and (absolute := _ABSOLUTE.fullmatch(request.target)):
+        if not absolute[1] or _HOST.fullmatch(absolute[1]) is None:  # userinfo too, RFC 9110 section 4.2.4
+            raise Refused(400, "malformed authority in the request target")
+        request.headers = [(b"host", absolute[1]), *(pair for pair in request.headers if pair[0] != b"host")]
+
+
+def _judge_framing(request: Request, length: bytes | None, codings: bytes | None) -> None:
+    """Section 6.1 and 6.3: a message whose end two recipients might see at different places is refused."""
+    if codings is not None:
+        if length is not None:
+            raise Refused(400, "both Content-Length and Transfer-Encoding")
+        if request.version == b"1.0":
+            raise Refused(400, "Transfer-Encoding in HTTP/1.0")
+        if codings.strip(b" \t").lower() != b"chunked":
+            if _CODINGS.fullmatch(codings) and codings.lower().count(b"chunked") == 1:
+                raise Refused(501, "transfer coding not implemented")
+            raise Refused(400, "malformed Transfer-Encoding field")
+        request.chunked = True
+    elif length is not None:
+        if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS:
+            raise Refused(400, "malformed Content-Length field")
+        request.content_length = int(length)
+
+
+def _judge_connection(request: Request, value: bytes) -> None:
+    """Section 9.3: `close` wins, HTTP/1.0 persists only if asked to."""
+    options = {value} if b"," not in value else {option.strip(b" \t") for option in value.split(b",")}
+    if b"close" in options:
+        request.keep_alive = False
+    elif b"keep-alive" in options:
+        request.keep_alive = True
+
+
+def check_fields(head: bytes, start: int) -> None:
+    """Match the field lines of a whole head from `start` on, as strictly as llhttp (section 5). Raises `Refused`."""
+    if _FIELDS.fullmatch(head, start) is None:
+        raise Refused(400, "malformed header field")
+
+
+def check_partial(data: bytearray, scanned: int, limit: int) -> None:
+    """Refuse early what no further byte can mend in a head that is not complete; `scanned` bytes were seen before.
+
+    Otherwise a client that ends its lines with a bare LF, or speaks TLS, would wait for an answer for ever.
+    """
+    if _TOKEN_START.match(data) is None and data != b"\r":
+        raise Refused(400, "malformed request line")
+    if _FORBIDDEN.search(data, max(0, scanned - 1)):
+        raise Refused(400, "control character, bare CR or bare LF in the head")
+    first = data.find(b"\r\n")
+    if first < 0 and len(data) > limit + 1:
+        raise Refused(414, "request line too long")
+    if first + 2 > scanned and first >= 0:
+        read_line(bytes(data[: first + 2]), limit)
+
+
+def classify(request: Request, hosts: set[bytes], error: Refused) -> Refused:
+    """Return this policy's refusal of a head that a parser refused with `error`, else `error`.
+
+    Parsers name fewer reasons, and some before all fields are read; the answer must not depend on the parser.
+    """
+    head = request.head
+    lines = head.split(b"\r\n")[1:-2]
+    pairs = [line.partition(b":") for line in lines]
+    try:
+        check_fields(head, head.find(b"\r\n") + 2)
+        read_fields(request, [(name.lower(), value.strip(b" \t")) for name, _, value in pairs], hosts)
+    except Refused as refusal:
+        return refusal
+    return error

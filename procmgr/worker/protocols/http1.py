@@ -1,0 +1,396 @@
+"""HTTP/1.1 on one connection: cuts the byte stream into requests, serves them in order, frames the responses.
+
+Theory of operation. What arriving bytes are depends on two facts:
+
+    no cycle                 the head of a request; an incomplete one is kept in `_pending`
+    a cycle, body open       its body; the codec tells where it ends
+    a cycle, body ended      later requests, kept in `_pending` as they came
+
+A pipelined request is not even parsed before its turn (RFC 9112 section 9.3.2): so a bad one cannot answer an earlier
+one's turn, and what is kept of the future is bounded in bytes, above which the socket is not read. The next request
+starts from the loop, never from within the application's last `send()`, and an application starts once the parser has
+returned.
+
+A head is handed to the codec whole. The common case, one whole request without a body in one segment, takes no copy and
+no buffer; everything else goes through `_pending`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from procmgr.scoreboard import STATUS_1XX
+from procmgr.worker.access import client_text
+from procmgr.worker.cycle import COMPLETE, SENT, Cycle
+from procmgr.worker.protocols.base import Connection, Phase
+from procmgr.worker.protocols.framing import (
+    END,
+    Refused,
+    Request,
+    check_partial,
+    classify,
+    read_fields,
+    read_line,
+)
+from procmgr.worker.protocols.response import STATUS_LINES, Fields, encode_fields, error_response
+from procmgr.worker.protocols.scope import http_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from procmgr.worker.protocols.context import Context
+    from procmgr.worker.protocols.framing import Codec
+
+_OPEN: Final = Phase.OPEN
+_CR: Final = 13
+_EXCERPT: Final = 120
+_COPY: Final = 16 * 1024
+"""Up to this size a body is copied behind its head into one buffer; a larger one goes beside it in one writev(2)."""
+
+
+class Http1Connection(Connection):
+    """One connection that speaks HTTP/1.1 or 1.0."""
+
+    __slots__ = (
+        "_access_prefix",
+        "_body_left",
+        "_body_open",
+        "_chunked",
+        "_codec",
+        "_keep",
+        "_pending",
+        "_scanned",
+        "cycle",
+    )
+
+    def __init__(self, context: Context, codec: Callable[[int], Codec]) -> None:
+        super().__init__(context)
+        self._codec = codec(context.limits.chunk_overhead)
+        self.cycle: Cycle | None = None
+        self._pending = bytearray()
+        self._scanned = 0
+        self._body_open = False
+        self._body_left = 0
+        self._keep = True
+        self._chunked = False
+        self._access_prefix = b""
+
+    # -- bytes in ------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the socket."""
+        if self.phase is not _OPEN:
+            return  # lingering: read and thrown away
+        if self.cycle is None:
+            if not self._pending and data[0] != _CR and data.find(END) == len(data) - 4:
+                cycle = self._open(data)
+                if cycle is not None:
+                    self._start(cycle)
+            else:
+                self._pending += data
+                self._advance()
+        elif self._body_open:
+            self._feed(self.cycle, data)
+        else:
+            self._pending += data
+            if len(self._pending) > self.context.limits.pipelined:
+                self.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Take the client's end of file: what it is still owed is sent; returns whether to keep the socket open."""
+        self.eof = True
+        if not self.is_open():
+            return False
+        if self.cycle is None:
+            self._advance()
+        elif self.busy:
+            self.cycle.client_ended()
+        elif self._body_open:  # an unread rest that will never be complete
+            self.close()
+        return self.is_open()
+
+    def lost(self) -> None:
+        """Tell the request in progress that its client is gone."""
+        if self.cycle is not None:
+            self.cycle.client_lost()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in progress and nothing unread has arrived."""
+        return self.cycle is None and not self._pending
+
+    @property
+    def busy(self) -> bool:
+        """Whether a response is owed."""
+        return self.cycle is not None and self.cycle.state != COMPLETE
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Begin the next request if its head is there."""
+        pending, limits = self._pending, self.context.limits
+        if self.cycle is not None or self.phase is not _OPEN:
+            return
+        while pending.startswith(b"\r\n"):  # RFC 9112 section 2.2
+            del pending[:2]
+            self._scanned = 0
+        end = pending.find(END, max(0, self._scanned - 3), limits.head)
+        if end < 0:
+            self._wait_for_head()
+            return
+        head = bytes(pending[: end + 4])
+        del pending[: end + 4]
+        self._scanned = 0
+        cycle = self._open(head)
+        if cycle is not None:
+            self._begin(cycle)
+
+    def _begin(self, cycle: Cycle) -> None:
+        """Start a request, with what has arrived of its body already."""
+        pending = self._pending
+        if self._body_open and pending:
+            data = bytes(pending)
+            pending.clear()
+            self._feed(cycle, data)
+        if self.is_open():
+            if self.eof:
+                cycle.client_ended()
+            if len(pending) <= self.context.limits.pipelined and cycle.buffered <= self.context.limits.body:
+                self.resume_reading()
+            self._start(cycle)
+
+    def _wait_for_head(self) -> None:
+        """Hold what is there of a head against the limits; refuse what cannot become one."""
+        pending, limits = self._pending, self.context.limits
+        if self.eof:
+            self.close()
+        if not pending or not self.is_open():
+            return
+        try:
+            check_partial(pending, self._scanned, limits.request_line)
+            if len(pending) >= limits.head:
+                raise Refused(431, "head too large")
+        except Refused as refusal:
+            self._refuse(refusal, bytes(pending[:_EXCERPT]))
+            return
+        self._scanned = len(pending)
+        if self.context.draining is None:
+            self.idle_since = None  # a request is on its way
+        self.resume_reading()
+
+    def _open(self, head: bytes) -> Cycle | None:
+        """Parse a head; return its cycle, or None if it was refused."""
+        context = self.context
+        try:
+            request = read_line(head, context.limits.request_line)
+            try:
+                headers = self._codec.read_head(request)
+            except Refused as refusal:
+                raise classify(request, context.hosts, refusal) from None
+            if len(headers) > context.limits.fields:
+                raise Refused(431, "too many header fields")
+            read_fields(request, headers, context.hosts)
+        except Refused as refusal:
+            self._refuse(refusal, head[:_EXCERPT], head_only=head.startswith(b"HEAD "))
+            return None
+        self._chunked = False
+        self._body_open = body_open = request.chunked or bool(request.content_length)
+        if body_open:
+            self._body_left = request.content_length or 0
+            self._codec.begin_body(request)
+        self.cycle = cycle = Cycle(self, request, body_ended=not body_open)
+        return cycle
+
+    def _feed(self, cycle: Cycle, data: bytes) -> None:
+        """Take bytes that begin inside the body."""
+        try:
+            body, rest, ended = self._codec.read_body(data)
+        except Refused as refusal:
+            self._refuse(refusal, data[:_EXCERPT])
+            return
+        if rest:
+            self._pending += rest
+        self._body_left -= len(body)
+        self._body_open = not ended
+        if cycle.state != COMPLETE:
+            if body or ended:
+                cycle.feed(body, ended=ended)
+            if cycle.buffered > self.context.limits.body or len(self._pending) > self.context.limits.pipelined:
+                self.pause_reading()
+        elif ended:
+            self._next()
+        elif cycle.request.chunked and -self._body_left > self.context.limits.discard:
+            self.close()
+
+    def _start(self, cycle: Cycle) -> None:
+        """Run the application; where Python can (3.12), at once and without a turn of the loop."""
+        context = self.context
+        if context.active >= context.limits.concurrency > 0:
+            self._overloaded(cycle)
+            return
+        context.began()
+        coroutine = cycle.run(context.app, http_scope(context, cycle.request, self.client, self.server))
+        variables = contextvars.Context() if context.reset_contextvars else None
+        if sys.version_info >= (3, 12):
+            task = asyncio.Task(coroutine, loop=context.loop, context=variables, eager_start=True)
+            if task.done():
+                return
+        else:
+            task = context.loop.create_task(coroutine, context=variables)
+        cycle.task = task
+        context.tasks.add(task)
+
+    # -- responses -----------------------------------------------------------------------------------------------
+
+    def encode_fields(self, headers: Any) -> Fields:  # noqa: ANN401 - unchecked, as the application sent them
+        """Check and render the application's headers; raises `TypeError` or `ValueError`."""
+        return encode_fields(headers, self.context.response_fields)
+
+    def respond(self, cycle: Cycle, body: bytes, *, more: bool) -> None:
+        """Write the head and the first part of the body; decide how the message ends (RFC 9112 section 6.3)."""
+        request, fields, status = cycle.request, cycle.fields, cycle.status
+        length_line = fields.length_line
+        keep = request.keep_alive and not fields.close and self.context.draining is None
+        if cycle.bodyless:
+            if status == 204:  # RFC 9110 section 8.6
+                length_line = b""
+            elif not length_line and body and not more:
+                length_line = b"content-length: %d\r\n" % len(body)
+            body = b""
+        elif not length_line:
+            if not more:
+                length_line = b"content-length: %d\r\n" % len(body)
+            elif request.version == b"1.1":
+                length_line = b"transfer-encoding: chunked\r\n"
+                self._chunked = True
+            else:
+                keep = False  # HTTP/1.0: the end of the connection ends the body
+        if keep and self._body_open and not more:
+            keep = self._discardable(cycle)
+        self._keep = keep
+        if not keep:
+            length_line += b"connection: close\r\n"
+        elif request.version == b"1.0":
+            length_line += b"connection: keep-alive\r\n"
+        head = b"".join((STATUS_LINES[status], self.context.head[fields.lacks], fields.block, length_line, b"\r\n"))
+        self._write(head, self._chunk(body) if self._chunked and body else body)
+
+    def write_body(self, body: bytes, *, more: bool) -> None:
+        """Write a further part of the body."""
+        if not self._chunked:
+            self._write(b"", body)
+        elif more:
+            self._write(b"", self._chunk(body))
+        else:
+            self._write(self._chunk(body) if body else b"", b"0\r\n\r\n")
+
+    @staticmethod
+    def _chunk(body: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(body), body)
+
+    def _write(self, head: bytes, body: bytes) -> None:
+        if len(body) <= _COPY:
+            self.transport.write(head + body)
+        elif head:
+            self.transport.writelines((head, body))
+        else:
+            self.transport.write(body)
+
+    def completed(self, cycle: Cycle) -> None:
+        """Account for a complete response; go on to the next request, or close."""
+        self._account(cycle)
+        if not self._keep:
+            if cycle.request.keep_alive or self._body_open:
+                self.close()
+            else:
+                self.finish()  # the client said that it sends no more
+        elif not self._body_open:
+            self._next()
+        elif self._discardable(cycle) and not self.eof:
+            self.idle_since = self.context.now  # which bounds the wait for the rest of the body
+            if cycle.request.chunked:
+                self._body_left = 0  # from here on it counts down what is thrown away
+            self.resume_reading()
+        else:
+            self.close()
+
+    def failed(self, cycle: Cycle, *, answer: bool) -> None:
+        """Answer if nothing is on the wire, and close: cut short, a body tells the client that something went wrong."""
+        if answer:
+            self._answer(cycle.status, head_only=cycle.request.method == b"HEAD")
+        self._account(cycle)
+        self.close()
+
+    def _discardable(self, cycle: Cycle) -> bool:
+        """Whether the unread rest of the body is worth the connection; one in doubt is never used again."""
+        return not cycle.awaits_continue and self._body_left <= self.context.limits.discard
+
+    def _next(self) -> None:
+        """Wait for the next request, or begin it if it is there."""
+        context = self.context
+        self.cycle = None
+        self.idle_since = context.now
+        if self._pending:
+            context.loop.call_soon(self._advance)
+        elif self.eof:
+            self.close()
+        else:
+            self.resume_reading()
+            if context.draining is not None:
+                self.open_window()
+
+    def _account(self, cycle: Cycle) -> None:
+        context, status = self.context, cycle.status
+        context.count_request()
+        context.row[STATUS_1XX - 1 + status // 100] += 1
+        access = context.access
+        if access is not None:
+            if not self._access_prefix:
+                self._access_prefix = access.prefix(self.client)
+            access.record(self._access_prefix, cycle.request, context.root_path, status)
+
+    def ask_for_body(self) -> None:
+        """Send `100 Continue` (RFC 9110 section 10.1.1)."""
+        self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def body_taken(self) -> None:
+        """Read on, if it was for the body that reading paused."""
+        if len(self._pending) <= self.context.limits.pipelined:
+            self.resume_reading()
+
+    # -- refusals ------------------------------------------------------------------------------------------------
+
+    def _answer(self, status: int, reason: str = "", extra: bytes = b"", *, head_only: bool = False) -> None:
+        self.transport.write(error_response(self.context.head[0], status, reason, extra, head_only=head_only))
+
+    def _refuse(self, refusal: Refused, excerpt: bytes, *, head_only: bool = False) -> None:
+        """Answer a request that is not served, unless a response to it has begun, and close."""
+        context, cycle = self.context, self.cycle
+        peer = client_text(self.client) or "a Unix socket"
+        context.error_log.warning("%s: %d, %s: %s", peer, refusal.status, refusal.reason, ascii(excerpt))
+        if cycle is None or cycle.state < SENT:
+            context.row[STATUS_1XX - 1 + refusal.status // 100] += 1
+            self._answer(refusal.status, refusal.reason, head_only=head_only)
+        if cycle is not None:
+            cycle.client_lost()
+        self.close()
+
+    def _overloaded(self, cycle: Cycle) -> None:
+        """Answer 503: as many requests run as may (RFC 9110 section 15.6.4)."""
+        context = self.context
+        if context.now >= context.overload_logged + 1.0:  # said once a second, however many there are
+            context.overload_logged = context.now
+            context.error_log.warning("503: %d requests run, which is limit_concurrency", context.active)
+        cycle.status = 503
+        cycle.state = COMPLETE
+        self._answer(503, "too many requests at once", b"retry-after: 1\r\n", head_only=cycle.bodyless)
+        self._account(cycle)
+        self.close()
+
+    def describe(self, request: Request) -> str:
+        """Return method, target and peer for a log record, bounded and escaped."""
+        target = request.target[:_EXCERPT].decode("ascii")
+        return f"{request.method.decode('ascii')} {target} from {client_text(self.client) or 'a Unix socket'}"
