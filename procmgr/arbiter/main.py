@@ -23,7 +23,7 @@ from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.events import Reload, ScaleBy, Stop
 from procmgr.arbiter.core.policy import Policy
 from procmgr.arbiter.core.pool import Pool
-from procmgr.arbiter.core.view import status_line
+from procmgr.arbiter.core.view import WorkerState, status_line
 from procmgr.arbiter.guard import Guard
 from procmgr.arbiter.host import LinuxHost, Member
 from procmgr.arbiter.listeners import Listeners
@@ -204,6 +204,9 @@ class Arbiter:
 
     def _reload(self) -> None:
         """Read the configuration anew and roll the workers, or say why everything stays as it is."""
+        if self._pool.view().stop is not None:
+            log.info("reload ignored: stopping")
+            return
         try:
             plan = self._replan()
         except ProcmgrError as error:
@@ -212,9 +215,10 @@ class Arbiter:
             self._notifier.ready(f"reload refused: {error}")
             return
         self._pending = plan
-        level = plan.settings.logs.log_level
-        logs.set_level(level)
-        self._host.broadcast(messages.Configure(level))
+        level = _live_level(plan.settings)
+        if level is not None:
+            logs.set_level(level)
+            self._host.broadcast(messages.Configure(level))
         self._notifier.reloading("reloading")
         self._loop.post(Reload(policy_of(plan.settings)))
 
@@ -227,9 +231,13 @@ class Arbiter:
         return self._plan(settings)
 
     def _forget_plans(self) -> None:
-        """Drop plans that no worker is made of and none will be, and close the listeners that only they had."""
+        """Drop plans that no worker serves by and none will, and close the listeners that only they had.
+
+        A worker that drains accepts no more: an address that is gone must refuse at once, not queue for nobody.
+        """
         view = self._pool.view()
-        alive = {worker.generation for worker in view.workers} | {view.generation, view.rolling}
+        serving = {worker.generation for worker in view.workers if worker.state is not WorkerState.DRAINING}
+        alive = serving | {view.generation, view.rolling}
         for generation in [number for number in self._plans if number not in alive]:
             del self._plans[generation]
         plans = [*self._plans.values(), *([self._pending] if self._pending else [])]
@@ -245,9 +253,13 @@ class Arbiter:
         log.info("log files reopened")
 
     def _notify(self, notice: actions.Notice) -> None:
-        status = status_line(self._pool.view())
+        view = self._pool.view()
+        status = status_line(view)
         match notice:
-            case actions.PoolReady() | actions.ReloadEnded():
+            case actions.PoolReady():
+                self._notifier.ready(status)
+            # Not for one that a newer one overtook, nor before the first READY, nor after STOPPING.
+            case actions.ReloadEnded() if view.pool_ready and view.stop is None and not (view.rolling or view.pending):
                 self._notifier.ready(status)
             case actions.Stopping():
                 self._notifier.stopping(status)
@@ -278,6 +290,11 @@ class Arbiter:
         boot.preimport(settings)
         gc.collect()
         gc.freeze()
+
+
+def _live_level(settings: Settings) -> str | None:
+    """Return the log level that a reload applies; None where the log configuration decides."""
+    return settings.logs.log_level or (None if settings.logs.log_config else "info")
 
 
 def _configure_logs(settings: Settings) -> logs.LogSetup:

@@ -90,7 +90,6 @@ def boot(birth: Birth) -> int:
     faulthandler.register(STACKS_SIGNAL, file=birth.stacks_fd, all_threads=True)
     birth.logs.after_fork()
     atexit._clear()  # noqa: SLF001 - what the arbiter registered is not ours to run
-    birth.logs.after_fork()
     try:
         return _run(birth)
     except AppError as error:
