@@ -54,6 +54,7 @@ async def app(scope, receive, send):
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "no database today"})
 """
+QUICK_TO_GIVE_UP = ("-w", "2", "--boot-attempts", "1")
 BOOT_FAILURES = {
     "an exception at import": ("raise RuntimeError('no database today')\n", 3, "no database today"),
     "a missing dependency": ("import no_such_dependency\n", 4, "no_such_dependency"),
@@ -66,7 +67,7 @@ BOOT_FAILURES = {
 @pytest.mark.parametrize("case", BOOT_FAILURES)
 def test_when_nothing_was_ever_ready_the_exit_code_says_why(launch, write_app, tmp_path, case):
     source, code, reason = BOOT_FAILURES[case]
-    daemon = launch("-w", "2", "--app-dir", str(tmp_path), app=write_app(source))
+    daemon = launch(*QUICK_TO_GIVE_UP, "--app-dir", str(tmp_path), app=write_app(source))
     assert daemon.join() == code
     assert reason in daemon.log
     assert "giving up" in daemon.log
@@ -84,7 +85,7 @@ def test_the_traceback_of_an_application_that_raises_is_its_own_and_logged_once(
 
 
 def test_a_missing_module_is_named_with_where_it_was_looked_for(launch, tmp_path):
-    daemon = launch("--app-dir", str(tmp_path), app="no_such_module:app")
+    daemon = launch(*QUICK_TO_GIVE_UP, "--app-dir", str(tmp_path), app="no_such_module:app")
     assert daemon.join() == 4
     assert "no_such_module" in daemon.log
     assert str(tmp_path) in daemon.log
@@ -112,7 +113,7 @@ def test_a_pool_that_served_never_gives_up(serve, write_app, tmp_path):
 
 
 def test_a_blocked_loop_is_killed_after_the_timeout_with_its_stack_and_replaced(serve):
-    daemon = serve("-t", "1")
+    daemon = serve("-t", "3")
     daemon.probe.take("startup")
     daemon.connect().request("GET", "/block")
     visit = daemon.probe.wait("blocked")
@@ -125,7 +126,7 @@ def test_a_blocked_loop_is_killed_after_the_timeout_with_its_stack_and_replaced(
 
 
 def test_a_stopped_worker_is_killed_after_the_timeout_and_replaced(serve):
-    daemon = serve("-t", "1")
+    daemon = serve("-t", "3")
     victim = daemon.probe.wait("startup").pid
     os.kill(victim, signal.SIGSTOP)
     heir = daemon.probe.wait("startup")
@@ -136,7 +137,7 @@ def test_a_stopped_worker_is_killed_after_the_timeout_and_replaced(serve):
 
 def test_a_boot_that_hangs_is_ended_after_its_own_timeout(launch, write_app, tmp_path):
     app = write_app("from support.stage import hold\nhold('importing')\n")
-    daemon = launch("--timeout-boot", "1", "--app-dir", str(tmp_path), app=app)
+    daemon = launch(*QUICK_TO_GIVE_UP, "--timeout-boot", "1", "--app-dir", str(tmp_path), app=app)
     assert daemon.join() in {3, 75}
     assert "was killed by procmgr because it was not ready in time" in daemon.log
     assert re.search(r'stage\.py", line \d+ in hold', daemon.log), "the stack says where the boot hung"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import tempfile
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
+from signal import SIGHUP, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any
 
 from support import probe, proc
@@ -179,14 +179,14 @@ class Daemon:
         """Return the pids of its living workers."""
         return sorted(each.pid for each in proc.children(self.pid) if each.comm == WORKER_COMM)
 
-    def signal(self, signum: signal.Signals) -> None:
+    def signal(self, signum: Signals) -> None:
         """Signal the arbiter alone."""
         self.process.send_signal(signum)
 
     def reload(self) -> None:
         """HUP, and wait until the reload has ended one way or the other."""
         self.notify.skip()
-        self.signal(signal.SIGHUP)
+        self.signal(SIGHUP)
         self.wait(lambda message: message.fields.get("RELOADING") == "1", "RELOADING=1")
         self.ready()
 
@@ -215,7 +215,7 @@ class Daemon:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the daemon does not end\n{self.story()}") from None
 
-    def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, signum: Signals = SIGTERM) -> int:
         """Signal it, wait until it ended and return its exit code."""
         self.signal(signum)
         return self.join()
