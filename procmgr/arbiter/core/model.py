@@ -138,7 +138,7 @@ class Worker:
 
     def drain_by(self, mode: DrainMode, deadline: float, now: float, kill_grace: float) -> Drain | None:
         """Begin to drain, or drain more strictly; a deadline never moves back, and a repetition is nothing."""
-        if self.doomed or (self.drain and STRICTNESS[mode] <= STRICTNESS[self.drain]):
+        if self.doomed or self.killed or (self.drain and STRICTNESS[mode] <= STRICTNESS[self.drain]):
             return None
         if self.present:
             self.enter(Phase.LEAVING, now)

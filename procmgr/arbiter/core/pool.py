@@ -77,11 +77,14 @@ class Pool:
         state.out = []
         measure_pause(state, max(now, state.now), wake=self._wake)
         record(state, event)
-        expire(state)
-        if state.stop is None:
-            reconcile(state)
-        else:
-            press_stop(state, state.stop)
+        policy = None
+        while policy is not state.policy:  # a roll that is committed brings a new one, and so other deadlines
+            policy = state.policy
+            expire(state)
+            if state.stop is None:
+                reconcile(state)
+            else:
+                press_stop(state, state.stop)
         kill_due(state)
         _announce(state)
         self._wake = next_wake(state)
@@ -98,7 +101,7 @@ class Pool:
         """Return a snapshot."""
         state, pacer = self._state, self._state.pacer
         waiting = pacer.waiting and state.stop is None
-        trying = state.roll.policy if state.roll else state.policy
+        trying = state.roll.policy if state.roll and not state.roll.committed else state.policy
         return View(
             desired=state.target,
             surge=trying.surge,

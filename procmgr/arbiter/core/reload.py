@@ -34,7 +34,14 @@ def reconfigure(state: State, policy: Policy) -> None:
         roll.policy = policy
     if state.pending:
         state.pending.policy = policy
-    workers = retarget(state.target, state.policy, policy)
+    _adopt(state, policy, retarget(state.target, state.policy, policy))
+
+
+def _adopt(state: State, policy: Policy, workers: int) -> None:
+    """Decide by `policy` from now on; a beat is not held to a time-out that did not apply when it was due."""
+    if policy.beat_timeout != state.policy.beat_timeout:
+        for worker in state.workers.values():
+            worker.beat(state.now, state.now)
     state.policy = policy
     state.aim(workers)
 
@@ -88,8 +95,7 @@ def advance(state: State) -> bool:
 def _commit(state: State, roll: Roll) -> None:
     roll.committed = True
     state.generation = roll.generation
-    state.policy = roll.policy
-    state.aim(roll.workers)
+    _adopt(state, roll.policy, roll.workers)
 
 
 def set_back(state: State, roll: Roll, failure: BootFailure | None) -> None:

@@ -1,4 +1,4 @@
-"""What the pool shows of itself: a frozen snapshot for `status`, STATUS=, metrics and hooks, and its summary in a line."""
+"""What the pool shows of itself: a frozen snapshot for `status`, STATUS=, metrics and hooks, and one line of it."""
 
 from __future__ import annotations
 

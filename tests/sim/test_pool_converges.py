@@ -1,0 +1,159 @@
+"""Whatever happened before: with healthy workers the pool converges, a reload ends and a stop ends, in bounded time."""
+
+from __future__ import annotations
+
+from math import inf
+from random import Random
+
+import pytest
+from sim.host import CRASHED, HEALTHY, KILLED, Host, Script
+
+from procmgr.arbiter.core import actions, events
+from procmgr.arbiter.core.actions import ReloadOutcome
+from procmgr.arbiter.core.events import BootFailure, Exit, StopLevel
+from procmgr.arbiter.core.policy import Backoff, Policy
+
+BACKOFF = Backoff(first=0.5, cap=8.0, stable_after=5.0)
+FATES = ["crash", "leave", "hang", "suspend", "recycle", "term"]
+
+
+def policy_of(random, **changes):
+    values = {
+        "workers": random.choice([1, 2, 4]),
+        "surge": random.choice([1, 2, 8]),
+        "boot_timeout": 10.0,
+        "beat_timeout": random.choice([0.0, 12.0]),
+        "graceful_timeout": 8.0,
+        "kill_grace": 2.0,
+        "backoff": BACKOFF,
+    }
+    return Policy(**values | changes)
+
+
+def faulty(random):
+    """Workers of every kind, half of them healthy."""
+
+    def script(_spawn):
+        if random.random() < 0.5:
+            return HEALTHY
+        return Script(
+            refused=random.random() < 0.1,
+            fork=random.choice([0.0, 0.0, 0.3]),
+            boot=random.choice([0.1, 2.0, 9.0, inf]),
+            boot_exit=random.choice([None, None, None, CRASHED, Exit(code=3), Exit(code=4), KILLED]),
+            tells=random.choice([None, BootFailure.NOT_FOUND]),
+            life=tuple((random.choice([0.0, 1.0, 7.0, 30.0]), random.choice(FATES)) for _ in range(random.randrange(2))),
+            term=random.choice([0.01, inf]),
+            drain=random.choice([0.1, 5.0, 8.0, inf]),
+            drain_exit=random.choice([Exit(code=0), CRASHED]),
+        )
+
+    return script
+
+
+def meddle(host, random, policy):
+    """One wish of an operator, or a clock that jumps."""
+    what = random.randrange(12)
+    if what < 4:
+        changes = {"workers": random.choice([policy.workers, policy.workers, random.randint(1, 5)])}
+        host.send(events.Reload(policy_of(random, beat_timeout=policy.beat_timeout, **changes)))
+    elif what < 7:
+        host.send(events.ScaleBy(random.choice([-2, -1, 1, 2])))
+    elif what == 7:
+        host.send(events.ScaleTo(random.randint(1, 5)))
+    elif what == 8:
+        host.send(events.Reconfigure(policy_of(random, beat_timeout=policy.beat_timeout)))
+    elif what == 9:
+        host.jump(random.choice([0.5, 20.0, 400.0]), everyone=random.random() < 0.5)
+
+
+def troubled(seed, *, steps=12):
+    random = Random(seed)
+    policy = policy_of(random, boot_attempts=random.choice([2, 50]))
+    host = Host(policy, script=faulty(random), seed=seed)
+    for _ in range(steps):
+        host.run(random.choice([0.0, 0.4, 3.0, 15.0]))
+        meddle(host, random, policy)
+    return host
+
+
+def bound(view):
+    """Every worker booted one after the other, each after the longest wait, and everything that hangs killed."""
+    return (BACKOFF.cap + 10.0 + 12.0 + 8.0 + 2.0 + 5.0) * (view.desired + 4)
+
+
+def settled(view):
+    busy = view.starting or view.draining or view.rolling or view.pending or view.backoff_until
+    slots = {worker.slot for worker in view.workers}
+    return not busy and view.ready == view.desired == len(slots)
+
+
+@pytest.mark.parametrize("chunk", range(10))
+def test_with_healthy_workers_the_pool_converges_reloads_and_stops_from_any_state(chunk):
+    """From every reached state: all desired ready in slots of their own; a reload makes them one generation; a stop ends."""
+    for seed in range(chunk * 40, chunk * 40 + 40):
+        host = troubled(seed)
+        host.heal()
+        if host.view().stop is None:
+            limit = bound(host.view())
+            assert host.run_until(lambda: settled(host.view()), limit), f"seed {seed}: {host.view()}"
+            host.send(events.Reload(host.pool.pool._state.policy))
+            newest = host.view().newest_generation
+            assert host.run_until(lambda: newest in host.pool.ended, limit), f"seed {seed}: reload does not end"
+            assert host.pool.ended[newest].outcome is ReloadOutcome.DONE, f"seed {seed}"
+            assert host.run_until(lambda: settled(host.view()), limit), f"seed {seed}: {host.view()}"
+            assert {worker.generation for worker in host.view().workers} == {newest}, f"seed {seed}"
+            host.send(events.Stop(StopLevel.GRACEFUL))
+        assert host.run_until(lambda: host.exit_code is not None, 12.0), f"seed {seed}: stop does not end"
+
+
+@pytest.mark.parametrize("chunk", range(5))
+def test_a_stop_ends_within_its_bounds_in_any_trouble(chunk):
+    """Graceful within drain + kill bounds, quick within its own, kill at once, although workers go on misbehaving."""
+    bounds = {StopLevel.GRACEFUL: 8.0 + 2.0, StopLevel.QUICK: 1.0 + 2.0, StopLevel.KILL: 0.0}
+    for seed in range(1000 + chunk * 40, 1040 + chunk * 40):
+        host = troubled(seed)
+        level = Random(seed).choice(list(StopLevel))
+        host.send(events.Stop(level))
+        limit = bounds[level] + 0.4  # a fork under way, the process dying
+        assert host.run_until(lambda: host.exit_code is not None, limit), f"seed {seed}: {host.view()}"
+
+
+@pytest.mark.parametrize("chunk", range(5))
+def test_a_reload_ends_in_bounded_time_although_workers_go_on_failing(chunk):
+    """Done, rolled back, partial or stopped: never for ever, however the workers behave."""
+    for seed in range(2000 + chunk * 20, 2020 + chunk * 20):
+        host = troubled(seed)
+        if host.view().stop is not None:
+            continue
+        host.send(events.Reload(policy_of(Random(seed), boot_attempts=3)))
+        newest = host.view().newest_generation
+        limit = 4 * bound(host.view())
+        assert host.run_until(lambda: newest in host.pool.ended, limit), f"seed {seed}: {host.view()}"
+
+
+def test_a_simulated_day_of_faults_and_wishes_leaves_a_healthy_pool():
+    """86,400 s, a fault or a wish every two minutes on average, the laws checked at every step."""
+    random = Random(20)
+    policy = Policy(workers=4, boot_timeout=20.0, backoff=Backoff(cap=20.0))
+    fates = {"script": faulty(random)}
+
+    def script(spawn):
+        return fates["script"](spawn) if random.random() < 0.3 else Script(boot=2.0, drain=random.choice([0.1, 3.0]))
+
+    host = Host(policy, seed=20)
+    host.run(60)
+    host.script = script
+    while host.now < 86_400:
+        host.run(random.expovariate(1 / 120))
+        if random.random() < 0.5 and host.processes:
+            process = random.choice(list(host.processes.values()))
+            if process.ready:
+                host.fault(process, random.choice(FATES))
+        else:
+            meddle(host, random, policy)
+    assert host.view().stop is None
+    assert len(host.notices(actions.WorkerDied)) > 300
+    assert {ended.outcome for ended in host.pool.ended.values()} >= {ReloadOutcome.DONE, ReloadOutcome.ROLLED_BACK}
+    host.heal()
+    assert host.run_until(lambda: settled(host.view()), 400)
