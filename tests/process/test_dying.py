@@ -159,6 +159,30 @@ def test_term_to_one_worker_drains_it_and_it_is_replaced_without_a_crash_in_the_
     assert not re.search(r"ERROR|died of|crash", daemon.log)
 
 
+def test_workers_that_reached_their_number_of_requests_are_replaced_and_no_request_fails(serve):
+    daemon = serve("-w", "2", "--max-requests", "40", "--max-requests-jitter", "10")
+    daemon.probe.take("startup")
+    with Load(daemon.port) as load:
+        recycled = [daemon.probe.wait("startup") for _ in range(6)]
+        load.wait_answers(20)
+    assert load.result.failures == []
+    assert {visit.told["slot"] for visit in recycled} == {"0", "1"}
+    assert not re.search(r"ERROR|WARNING", daemon.log)
+
+
+def test_connections_wait_while_a_worker_is_out_of_descriptors(serve):
+    limited = ["/bin/sh", "-c", 'ulimit -n 64; exec "$@"', "sh"]
+    daemon = serve("--keep-alive", "60", wrapper=limited)
+    many = [daemon.connect() for _ in range(100)]
+    for connection in many:
+        connection.request("GET", "/")
+    daemon.logged("cannot accept")
+    for connection in many:
+        assert connection.answer()[0].status == 200
+        connection.close()
+    assert daemon.log.count("cannot accept") == 1
+
+
 def test_the_process_pool_of_a_killed_worker_holds_no_port_and_ends_with_the_daemon(serve):
     daemon = serve()
     children = daemon.get("/pool")

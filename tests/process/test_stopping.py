@@ -178,6 +178,25 @@ def test_a_stop_during_the_boot_ends_at_once(launch, write_app, tmp_path):
     assert daemon.stop() == 0
 
 
+def test_nothing_is_reloaded_or_scaled_during_a_stop(serve):
+    daemon = serve("-w", "2")
+    connection, visit = running_request(daemon)
+    daemon.probe.take("startup")
+    daemon.signal(signal.SIGTERM)
+    stopping(daemon)
+    for signum in (signal.SIGHUP, signal.SIGTTIN):
+        daemon.signal(signum)
+    daemon.wait(lambda message: "STATUS" in message.fields, "anything more")
+    visit.release()
+    assert connection.answer()[0].status == 200
+    assert daemon.join() == 0
+    assert daemon.probe.take("startup") == []
+    said = [name for message in daemon.notify.messages for name in message.fields]
+    assert "RELOADING" not in said
+    assert said.index("READY") < said.index("STOPPING")
+    assert said.count("READY") == 1
+
+
 def test_a_worker_that_blocks_is_killed_after_the_drain_and_kill_bounds(serve):
     daemon = serve("--graceful-timeout", "1")
     running_request(daemon, "/block", "blocked")
