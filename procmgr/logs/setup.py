@@ -56,6 +56,19 @@ class LogSetup:
             self.access.after_fork()
 
 
+class _OwnHandler(GuardedHandler):
+    """A handler that `configure` made, which can tell whether it is still as made."""
+
+    def __init__(self, writer: LineWriter, formatter: logging.Formatter) -> None:
+        super().__init__(writer)
+        self.setFormatter(formatter)
+        self._made_with = formatter
+
+    @property
+    def customised(self) -> bool:
+        return self.formatter is not self._made_with or bool(self.filters) or self.level != logging.NOTSET
+
+
 def configure(
     *,
     level: str | int | None = None,
@@ -77,15 +90,16 @@ def configure(
     _reset_loggers()
     if log_config is None:
         error_colors = wants_colors(stderr, use_colors=use_colors)
-        _attach(ERROR_LOGGER, GuardedHandler(error_writer), DefaultFormatter(use_colors=error_colors))
-        _attach(ACCESS_LOGGER, GuardedHandler(access_writer), AccessFormatter(use_colors=colors))
+        _attach(ERROR_LOGGER, _OwnHandler(error_writer, DefaultFormatter(use_colors=error_colors)))
+        _attach(ACCESS_LOGGER, _OwnHandler(access_writer, AccessFormatter(use_colors=colors)))
         number = logging.INFO if number is None else number
     else:
         _apply(log_config, use_colors)
     if number is not None:
         set_level(number)
     if not access:
-        _silence(logging.getLogger(ACCESS_LOGGER))
+        _clear(logging.getLogger(ACCESS_LOGGER))
+        logging.getLogger(ACCESS_LOGGER).propagate = False
     return LogSetup(
         access=access_writer if access else None,
         access_via_logging=log_config is not None,
@@ -107,8 +121,8 @@ def access_customised() -> bool:
     Then access lines must be records of `procmgr.access`, whatever `LogSetup.access_via_logging` says.
     """
     logger = logging.getLogger(ACCESS_LOGGER)
-    ours = len(logger.handlers) == 1 and isinstance(logger.handlers[0], GuardedHandler)
-    return not ours or bool(logger.filters) or logger.propagate or logger.disabled
+    ours = [handler for handler in logger.handlers if isinstance(handler, _OwnHandler) and not handler.customised]
+    return ours != logger.handlers or not ours or bool(logger.filters) or logger.propagate or logger.disabled
 
 
 def reopen_files() -> None:
@@ -137,8 +151,7 @@ def _reopen(handler: logging.FileHandler) -> None:
         old.close()
 
 
-def _attach(name: str, handler: logging.Handler, formatter: logging.Formatter) -> None:
-    handler.setFormatter(formatter)
+def _attach(name: str, handler: logging.Handler) -> None:
     logger = logging.getLogger(name)
     logger.addHandler(handler)
     logger.propagate = False
@@ -148,17 +161,17 @@ def _reset_loggers() -> None:
     """Make procmgr's loggers what `logging.getLogger` would have made them."""
     for name in _MIRRORED.values():
         logger = logging.getLogger(name)
-        for handler in tuple(logger.handlers):
-            logger.removeHandler(handler)
+        _clear(logger)
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
         logger.disabled = False
 
 
-def _silence(logger: logging.Logger) -> None:
+def _clear(logger: logging.Logger) -> None:
     for handler in tuple(logger.handlers):
         logger.removeHandler(handler)
-    logger.propagate = False
+    for log_filter in tuple(logger.filters):
+        logger.removeFilter(log_filter)
 
 
 def _apply(source: str | Path | dict[str, Any], use_colors: bool | None) -> None:  # noqa: FBT001 - three-valued

@@ -29,11 +29,23 @@ _NOWAIT_UNKNOWN: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL
 class LineWriter:
     """Buffers whole lines for `fd` and writes what the reader takes at once; `fd` stays the caller's to close.
 
-    Any thread may call any method. A flush that another one is inside of returns at once, and the other takes its lines
-    along; hence a signal handler that logs cannot deadlock.
+    Any thread may call any method; the bound holds but for one `write` per thread that is in the midst of one. A flush
+    that another one is inside of returns at once, and the other takes its lines along; hence a signal handler that logs
+    cannot deadlock.
     """
 
-    __slots__ = ("_buffer", "_fd", "_limit", "_lock", "_nowait", "_poll", "_regular", "_unreported", "dropped")
+    __slots__ = (
+        "_buffer",
+        "_failed",
+        "_fd",
+        "_limit",
+        "_lock",
+        "_nowait",
+        "_poll",
+        "_regular",
+        "_unreported",
+        "dropped",
+    )
 
     def __init__(self, fd: int, *, limit: int = LIMIT) -> None:
         self._limit = limit
@@ -43,17 +55,18 @@ class LineWriter:
     def _start(self) -> None:
         self._buffer = bytearray()
         self._lock = threading.Lock()
+        self._failed = False
         self._unreported = 0
         self.dropped = 0
         """Lines dropped since this process began to write."""
 
     def reopen(self, fd: int) -> None:
         """Write to `fd` from now on, pending lines first."""
-        self._fd = fd
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
-        self._regular = _is_regular(fd)
-        self._nowait = not self._regular
+        with self._lock:
+            self._fd = fd
+            self._poll = _poll_for_room(fd)
+            self._regular = _is_regular(fd)
+            self._nowait = not self._regular
 
     def after_fork(self) -> None:
         """Forget, in a child, what the parent has yet to write, and a lock that another of its threads may hold."""
@@ -72,15 +85,21 @@ class LineWriter:
         """Add whole lines; nothing is written before `flush`, unless the buffer would overflow."""
         if not data.endswith(b"\n"):
             data += b"\n"
-        if len(self._buffer) + len(data) > self._limit:
+        if self._unreported or len(self._buffer) + len(data) > self._limit:
             self.flush()
             data = self._fit(data)
-        if self._unreported and data:
-            self._report_dropped()
         self._buffer += data
 
     def _fit(self, data: bytes) -> bytes:
         """Return the lines of `data` for which there is room and count the others as dropped."""
+        if self._unreported:
+            # The report stands where the lines are missing, or they go on missing.
+            report = self._report()
+            if len(self._buffer) + len(report) + len(data) > self._limit:
+                self._drop(data.count(b"\n"))
+                return b""
+            self._unreported = 0
+            return report + data
         room = max(0, self._limit - len(self._buffer))
         end = len(data) if len(data) <= room else data.rfind(b"\n", 0, room) + 1
         self._drop(data.count(b"\n", end))
@@ -90,9 +109,12 @@ class LineWriter:
         self.dropped += lines
         self._unreported += lines
 
-    def _report_dropped(self) -> None:
-        self._buffer += b"procmgr dropped %d log lines\n" % self._unreported
-        self._unreported = 0
+    def _discard(self) -> None:
+        self._drop(self._buffer.count(b"\n"))
+        self._buffer.clear()
+
+    def _report(self) -> bytes:
+        return b"procmgr dropped %d log lines\n" % self._unreported
 
     def flush(self) -> bool:
         """Write what goes without waiting; return whether nothing is left."""
@@ -112,15 +134,19 @@ class LineWriter:
                 return False
             try:
                 written = self._write(self._chunk())
-            except OSError as error:
-                if error.errno in _GONE:
-                    self._drop(self._buffer.count(b"\n"))
-                    self._buffer.clear()
-                # Otherwise a full disk or pipe: keep the lines, the next flush tries again.
+            except BlockingIOError:
                 return False
+            except OSError as error:
+                # A full disk may have room by the next flush; a reader that is gone does not come back.
+                self._failed = True
+                if error.errno in _GONE:
+                    self._discard()
+                return False
+            self._failed = False
             del self._buffer[:written]
             if self._unreported and not self._buffer:
-                self._report_dropped()
+                self._buffer += self._report()
+                self._unreported = 0
         return True
 
     def _chunk(self) -> bytes:
@@ -144,12 +170,18 @@ class LineWriter:
     def close(self, timeout: float) -> None:
         """Flush for at most `timeout` seconds; what the reader has not taken by then is dropped."""
         deadline = time.monotonic() + timeout
+        poll = _poll_for_room(self._fd)  # one of its own: two threads in one poll object are an error
         while not self.flush() and (left := deadline - time.monotonic()) > 0:
-            # A regular file polls ready even when its disk is full: waiting for it would spin.
-            if self._regular or not self._poll.poll(left * 1000):
+            # What failed polls ready, a full disk say: waiting for it would spin.
+            if self._failed or not poll.poll(left * 1000):
                 break
-        self._drop(self._buffer.count(b"\n"))
-        self._buffer.clear()
+        self._discard()
+
+
+def _poll_for_room(fd: int) -> select.poll:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return poll
 
 
 def _is_regular(fd: int) -> bool:
