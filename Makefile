@@ -17,9 +17,15 @@ endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
+# One line instead of a traceback from deep inside pip.
+define check_python
+@command -v $(PYTHON) >/dev/null || { echo 'procmgr: no $(PYTHON) on PATH; name a Python 3.11 or newer, as in: make PYTHON=python3.13' >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "procmgr: $(PYTHON) is Python %d.%d, 3.11 or newer is needed; name one, as in: make PYTHON=python3.13" % sys.version_info[:2])'
+endef
+
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test lint bench python
+.PHONY: help demo test lint bench
 
 help:
 	@echo 'make demo    serve the example with 2 workers on 127.0.0.1:$(PORT)   (PORT=8001 for another port)'
@@ -42,15 +48,13 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: | python
+bench:
+	$(check_python)
 	PYTHONPATH=tests exec $(PYTHON) -m bench $(BENCH)
 
-python:
-	@command -v $(PYTHON) >/dev/null || { echo 'procmgr: no $(PYTHON) on PATH; name a Python 3.11 or newer, as in: make PYTHON=python3.13' >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "procmgr: $(PYTHON) is Python %d.%d, 3.11 or newer is needed; name one, as in: make PYTHON=python3.13" % sys.version_info[:2])'
-
 # --group needs pip 25.1, newer than the one that comes with most interpreters.
-$(VENV)/.run: pyproject.toml | python
+$(VENV)/.run: pyproject.toml
+	$(check_python)
 	@echo 'Setting up $(VENV) (once) ...'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade 'pip>=25.1'
