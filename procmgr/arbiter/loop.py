@@ -8,8 +8,11 @@ kill a worker whose message was waiting.
 
 from __future__ import annotations
 
+import heapq
 import selectors
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from procmgr import messages
@@ -42,6 +45,15 @@ class Observer(Protocol):
         ...
 
 
+@dataclass(slots=True, order=True)
+class Timer:
+    """A callback to come. Set `cancelled` to have it forgotten."""
+
+    when: float
+    callback: Callable[[], None] = field(compare=False)
+    cancelled: bool = field(default=False, compare=False)
+
+
 class Loop:
     """Runs the pool against a host until the pool finishes."""
 
@@ -53,6 +65,7 @@ class Loop:
         self._selector = selectors.EpollSelector()
         self._selector.register(signals, selectors.EVENT_READ, None)
         self._queue: deque[Event] = deque()
+        self._timers: list[Timer] = []
         self._next_sample = host.now()
         self._exit_code: int | None = None
 
@@ -73,23 +86,49 @@ class Loop:
                 self._execute(action)
             self._queue.popleft()
 
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = selectors.EVENT_READ) -> None:
+        """Call `callback(events)` whenever `fd` is ready for one of `events`; called again, it changes them."""
+        if fd in self._selector.get_map():
+            self._selector.modify(fd, events, callback)
+        else:
+            self._selector.register(fd, events, callback)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching `fd`; to be called before it is closed. Does nothing if it is not watched."""
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` once at `when`, monotonic seconds, unless the timer is cancelled before."""
+        timer = Timer(when, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
     def close_in_child(self) -> None:
         """Close what a forked child must not keep: the epoll is shared with it, so nothing may be unregistered."""
         self._selector.close()
         self._signals.close()
 
     def _turn(self) -> None:
-        ready = {key.data for key, _ in self._selector.select(max(0.0, self._wake() - self._host.now()))}
-        if None in ready:
-            ready.remove(None)
-            self._read_signals()
-        for worker_id in sorted(ready):
+        ready = self._selector.select(max(0.0, self._wake() - self._host.now()))
+        self._read_signals()
+        for worker_id in sorted(key.data for key, _ in ready if isinstance(key.data, int)):
             self._read_channel(worker_id)
         for event in self._host.reap():
             self.post(event)
             if isinstance(event, Exited):
                 self._bury(event.worker_id)
+        for key, events in ready:
+            if callable(key.data) and self._selector.get_map().get(key.fd) == key:  # else unwatched a moment ago
+                key.data(events)
+        self._keep_time()
+
+    def _keep_time(self) -> None:
         now = self._host.now()
+        while self._timers and self._timers[0].when <= now:
+            timer = heapq.heappop(self._timers)
+            if not timer.cancelled:
+                timer.callback()
         if now < self._wake():
             return
         self.post(self._host.beats())  # in place of a tick: nobody is judged by a stale beat
@@ -98,8 +137,9 @@ class Loop:
             self._observer.on_sample(now)
 
     def _wake(self) -> float:
+        wake = min(self._next_sample, self._timers[0].when) if self._timers else self._next_sample
         deadline = self._pool.deadline()
-        return self._next_sample if deadline is None else min(deadline, self._next_sample)
+        return wake if deadline is None else min(deadline, wake)
 
     def _read_signals(self) -> None:
         for signum in self._signals.read():
