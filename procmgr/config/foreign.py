@@ -1,0 +1,72 @@
+"""Flags, variables and keys of uvicorn and gunicorn that procmgr does not have, and what to use instead."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LATER: Final = "is not available in this version"
+_ACCESS: Final = f"{_LATER}: access lines go to standard output; redirect that, or use --log-config"
+_ERRORS: Final = f"{_LATER}: diagnostics go to standard error; redirect that, or use --log-config"
+_LOGGING: Final = "is not an option of procmgr: configure logging with --log-config"
+_NEEDLESS: Final = "is not an option of procmgr, and not needed: leave it out"
+
+ABSENT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                *("--reload", "--reload-dir", "--reload-include", "--reload-exclude", "--reload-delay"),
+                *("--reload-engine", "--reload-extra-file", "--preload", "--http2", "--http-protocols"),
+                *("--ws", "--ws-max-size", "--ws-max-queue", "--ws-ping-interval", "--ws-ping-timeout"),
+                *("--ws-per-message-deflate", "--proxy-headers", "--no-proxy-headers", "--forwarded-allow-ips"),
+                *("--ssl-keyfile", "--ssl-certfile", "--ssl-keyfile-password", "--ssl-version", "--ssl-cert-reqs"),
+                *("--ssl-ca-certs", "--ssl-ciphers", "--keyfile", "--certfile", "--ca-certs", "--cert-reqs"),
+                *("--ciphers", "--do-handshake-on-connect", "--suppress-ragged-eofs"),
+                *("--proxy-protocol", "--proxy-allow-from", "--limit-request-line", "--limit-request-fields"),
+                *("--limit-request-field_size", "--statsd-host", "--statsd-prefix", "--dogstatsd-tags"),
+            ),
+            _LATER,
+        ),
+        "-k": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
+        "--worker-class": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
+        "--threads": "is not an option of procmgr: a worker runs one event loop; use more --workers",
+        "--worker-connections": "is not an option of procmgr: use --limit-concurrency",
+        "--pythonpath": "is not an option of procmgr: use --app-dir",
+        "--access-logfile": _ACCESS,
+        "--access-log-file": _ACCESS,
+        "--error-logfile": _ERRORS,
+        "--log-file": _ERRORS,
+        "--capture-output": _ERRORS,
+        **dict.fromkeys(
+            (
+                *("--access-logformat", "--logger-class", "--log-syslog", "--log-syslog-to", "--log-syslog-prefix"),
+                *("--log-syslog-facility", "--disable-redirect-access-to-syslog"),
+            ),
+            _LOGGING,
+        ),
+        "--log-config-json": "is not an option of procmgr: use --log-config FILE.json",
+        "-D": "is not an option of procmgr: it stays in the foreground; let systemd or a container run it",
+        "--daemon": "is not an option of procmgr: it stays in the foreground; let systemd or a container run it",
+        "--initgroups": "is not an option of procmgr: --user always takes the user's groups",
+        "--worker-tmp-dir": "is not an option of procmgr: the heartbeat is in shared memory; leave it out",
+        "--reuse-port": "is not an option of procmgr: all workers accept from one queue; leave it out",
+        "--paste": "is not an option of procmgr: name the application as module:attribute",
+        "--paster": "is not an option of procmgr: name the application as module:attribute",
+        "--protocol": "is not an option of procmgr: it speaks HTTP/1.1",
+        "--uwsgi-allow-from": "is not an option of procmgr: it speaks HTTP/1.1",
+        "-R": _NEEDLESS,
+        "--enable-stdio-inheritance": _NEEDLESS,
+        "--no-sendfile": _NEEDLESS,
+        "--enable-backlog-metric": _NEEDLESS,
+        "--spew": "is not an option of procmgr",
+        "-v": "is not an option of procmgr: use --version",
+    }
+)
+
+
+def explain(name: str) -> str | None:
+    """Return what to say after the name of a flag, variable suffix or key of another program; None if unheard of."""
+    return ABSENT.get(name) or ABSENT.get(f"--{name.lower().replace('_', '-')}")

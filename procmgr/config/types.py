@@ -1,0 +1,459 @@
+"""The kinds of values that settings have: read from text or from TOML, bounded, and rendered back.
+
+A `Kind` is made by one of the functions below. Its `parse` reads what a command line or an environment variable says,
+its `of` what a TOML file or a Python caller says; both raise `BadValue`, whose reason says what would be right. `toml`
+renders a value so that `of` reads it back, `schema` says what `of` takes in JSON Schema.
+Inside a kind, a bare `ValueError` means "not what is wanted".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from procmgr.sockets import parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+Schema = dict[str, object]
+Pair = tuple[str, str]
+
+_SHOWN_CHARACTERS: Final = 80
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
+_DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
+_OCTAL: Final = re.compile(r"(?:0o)?[0-7]{1,4}")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_IDENTIFIER: Final = re.compile(r"[^\W\d]\w*")
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,63}")
+_WORDS: Final = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+class BadValue(ValueError):  # noqa: N818 - it names what was given, which may be right elsewhere
+    """A value that a setting cannot have: `value` as it was given, `reason` says what would be right."""
+
+    def __init__(self, value: object, reason: str) -> None:
+        super().__init__(f"{show(value)}: {reason}")
+        self.value = value
+        self.reason = reason
+
+
+class Shape(Enum):
+    """How a kind looks on a command line."""
+
+    ONE = "one"  # --flag VALUE
+    SWITCH = "switch"  # --flag / --no-flag
+    MANY = "many"  # --flag VALUE, repeatable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind(Generic[T]):
+    """One type of value; `wanted` completes "expected ...". Without `native`, TOML has strings that `text` reads."""
+
+    metavar: str
+    wanted: str
+    text: Callable[[str], T]
+    native: Callable[[object], T] | None = None
+    toml: Callable[[T], str]
+    schema: Schema
+    shape: Shape = Shape.ONE
+    item: Kind[Any] | None = None
+
+    def parse(self, text: str) -> T:
+        """Return the value that `text` spells; raises `BadValue`."""
+        try:
+            return self.text(text)
+        except BadValue:
+            raise
+        except ValueError as error:
+            raise self._bad(text, error) from None
+
+    def of(self, value: object) -> T:
+        """Return the value that a TOML or Python `value` means; raises `BadValue`."""
+        try:
+            if self.native is not None:
+                return self.native(value)
+            return self.text(_string(value))
+        except BadValue:
+            raise
+        except ValueError as error:
+            raise self._bad(value, error) from None
+
+    def _bad(self, value: object, error: ValueError) -> BadValue:
+        return BadValue(value, str(error) or f"expected {self.wanted}")
+
+
+def show(value: object) -> str:
+    """Return a bounded, printable form of something a person gave."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+def quoted(text: str) -> str:
+    """Return `text` as a TOML basic string, whose escapes are those of JSON (TOML 1.0, "String")."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def text(metavar: str, wanted: str, *, pattern: re.Pattern[str] | None = None, empty: bool = False) -> Kind[str]:
+    """Return the kind of text that matches `pattern`; only `empty` allows none at all."""
+
+    def read(text: str) -> str:
+        if "\0" in text or not (text or empty) or (pattern and not pattern.fullmatch(text)):
+            raise ValueError
+        return text
+
+    schema: Schema = {"type": "string", "minLength": 0 if empty else 1}
+    return Kind(metavar=metavar, wanted=wanted, text=read, toml=quoted, schema=schema)
+
+
+def path(metavar: str) -> Kind[str]:
+    """Return the kind of a path in the file system."""
+    return text(metavar, "a path")
+
+
+def instance_name() -> Kind[str]:
+    """Return the kind of a name that is safe as one component of a path."""
+    wanted = "at most 64 letters, digits and any of _ . @ : -, beginning with a letter, a digit or _"
+    return text("NAME", wanted, pattern=_NAME)
+
+
+def account(metavar: str) -> Kind[str]:
+    """Return the kind of a user or group, by name or by number."""
+
+    def read(text: str) -> str:
+        if not text or text.startswith("-") or _CONTROL.search(text):
+            raise ValueError
+        return text
+
+    return Kind(
+        metavar=metavar,
+        wanted=f"the name or number of a {metavar.lower()}",
+        text=read,
+        native=lambda value: read(str(value) if _is_whole(value) else _string(value)),
+        toml=quoted,
+        schema={"type": ["string", "integer"], "minLength": 1, "minimum": 0},
+    )
+
+
+def target() -> Kind[str]:
+    """Return the kind of an application's place, `module:attr.path`."""
+
+    def read(text: str) -> str:
+        module, colon, attributes = text.partition(":")
+        if "/" in module or module.endswith(".py"):
+            names = [name for name in module.removesuffix(".py").split("/") if _IDENTIFIER.fullmatch(name)]
+            right = f"{'.'.join(names) or 'main'}:{attributes or 'app'}"
+            raise ValueError(f"that is a path; expected a module and an attribute, as in {right}")
+        if not colon and _dotted(module):
+            raise ValueError(f"the attribute is missing; expected a module and an attribute, as in {module}:app")
+        if not (_dotted(module) and _dotted(attributes)):
+            raise ValueError
+        return text
+
+    wanted = "a module and an attribute, as in main:app"
+    schema: Schema = {"type": "string", "pattern": "^[^:/]+:[^:/]+$"}
+    return Kind(metavar="MODULE:ATTR", wanted=wanted, text=read, toml=quoted, schema=schema)
+
+
+def choice(words: tuple[T, ...], refused: Mapping[str, str] | None = None) -> Kind[T]:
+    """Return the kind that is one of `words`, in any case; `refused` explains words that other programs have."""
+    known = {str(word): word for word in words}
+    wanted = f"{', '.join([*known][:-1])} or {[*known][-1]}"
+
+    def read(text: str) -> T:
+        word = text.lower()
+        if refused and word in refused:
+            raise ValueError(f"{refused[word]}; expected {wanted}")
+        if word not in known:
+            raise ValueError
+        return known[word]
+
+    schema: Schema = {"enum": [*known]}
+    bars = f"[{'|'.join(known)}]"
+    return Kind(metavar=bars, wanted=wanted, text=read, toml=lambda word: quoted(str(word)), schema=schema)
+
+
+def switch() -> Kind[bool]:
+    """Return the kind that is on or off."""
+
+    def read(text: str) -> bool:
+        if text.lower() not in _WORDS:
+            raise ValueError
+        return _WORDS[text.lower()]
+
+    def native(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError  # noqa: TRY004 - a wrong type from a file is a wrong value
+        return value
+
+    return Kind(
+        metavar="",
+        wanted="true or false",
+        text=read,
+        native=native,
+        toml=lambda on: "true" if on else "false",
+        schema={"type": "boolean"},
+        shape=Shape.SWITCH,
+    )
+
+
+def count(low: int, high: int, *, metavar: str = "N", auto: Callable[[], int] | None = None) -> Kind[int]:
+    """Return the kind of a whole number in bounds; `auto` gives what the word 'auto' means, where it is allowed."""
+
+    def native(value: object) -> int:
+        if auto and isinstance(value, str) and value.lower() == "auto":
+            return min(auto(), high)
+        return _within(_whole(value), low, high)
+
+    def read(text: str) -> int:
+        return native(int(text) if _DIGITS.fullmatch(text) else text)
+
+    wanted = f"a whole number from {low} to {high}" + (", or 'auto'" if auto else "")
+    number: Schema = {"type": "integer", "minimum": low, "maximum": high}
+    schema: Schema = {"anyOf": [number, {"const": "auto"}]} if auto else number
+    return Kind(metavar=metavar, wanted=wanted, text=read, native=native, toml=str, schema=schema)
+
+
+def limit(high: int) -> Kind[int | None]:
+    """Return the kind of a whole number up to `high`, where 0 is no limit: None, as a value."""
+    number = count(0, high)
+    return Kind(
+        metavar="N",
+        wanted=f"{number.wanted}, 0 for no limit",
+        text=lambda text: number.text(text) or None,
+        native=lambda value: number.of(value) or None,
+        toml=lambda value: str(value or 0),
+        schema=number.schema,
+    )
+
+
+def seconds(high: float, *, zero: bool = True) -> Kind[float]:
+    """Return the kind of a span of time in seconds, at most `high`; `zero` says whether 0 is allowed."""
+
+    def native(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or (value == 0 and not zero):
+            raise ValueError
+        return _within(float(value), 0, high)
+
+    def read(text: str) -> float:
+        return native(float(text) if _DECIMAL.fullmatch(text) else text)
+
+    low = "minimum" if zero else "exclusiveMinimum"
+    return Kind(
+        metavar="SECONDS",
+        wanted=f"seconds, {'from' if zero else 'above'} 0 to {high:g}",
+        text=read,
+        native=native,
+        toml=lambda value: f"{value:.9f}".rstrip("0").rstrip("."),
+        schema={"type": "number", low: 0, "maximum": high},
+    )
+
+
+def octal() -> Kind[int]:
+    """Return the kind of a file mode mask: octal digits in text, also in TOML, where 22 and 0o22 are both integers."""
+
+    def read(text: str) -> int:
+        if not _OCTAL.fullmatch(text):
+            raise ValueError
+        return _within(int(text, 8), 0, 0o777)
+
+    return Kind(
+        metavar="MASK",
+        wanted='octal digits from 0 to 777 (a string in TOML), as in "022"',
+        text=read,
+        toml=lambda value: quoted(f"{value:03o}"),
+        schema={"type": "string", "pattern": "^(0o)?[0-7]{1,4}$"},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Surge:
+    """How many workers a roll may add above the desired count: a number, or a percentage of that count."""
+
+    amount: int
+    percent: bool = False
+
+    def count(self, workers: int) -> int:
+        """Return the number for a pool of `workers`; a percentage is rounded up, and it is never below 1."""
+        return max(1, -(-workers * self.amount // 100)) if self.percent else self.amount
+
+    def __str__(self) -> str:
+        return f"{self.amount}%" if self.percent else str(self.amount)
+
+
+def surge(high: int) -> Kind[Surge]:
+    """Return the kind of a `Surge` of at most `high` workers or 100 %."""
+
+    def read(text: str) -> Surge:
+        number = text.removesuffix("%")
+        if not _DIGITS.fullmatch(number):
+            raise ValueError
+        percent = number != text
+        return Surge(_within(int(number), 1, 100 if percent else high), percent)
+
+    def native(value: object) -> Surge:
+        return value if isinstance(value, Surge) else read(str(value) if _is_whole(value) else _string(value))
+
+    forms: list[Schema] = [
+        {"type": "integer", "minimum": 1, "maximum": high},
+        {"type": "string", "pattern": "^([1-9][0-9]?|100)%$"},
+    ]
+    return Kind(
+        metavar="N|N%",
+        wanted=f"a whole number from 1 to {high}, or a percentage from 1% to 100%",
+        text=read,
+        native=native,
+        toml=lambda value: quoted(str(value)) if value.percent else str(value.amount),
+        schema={"anyOf": forms},
+    )
+
+
+def address() -> Kind[str]:
+    """Return the kind of an address in the grammar of `procmgr.sockets.parse_address`, kept as it is spelt."""
+
+    def read(text: str) -> str:
+        try:
+            parse_address(text)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix(f"bad address {text!r}: ")) from None
+        return text
+
+    schema: Schema = {"type": "string", "minLength": 1}
+    return Kind(metavar="ADDRESS", wanted="an address", text=read, toml=quoted, schema=schema)
+
+
+def host() -> Kind[str]:
+    """Return the kind of a host to listen on: a name, an IPv4 or an IPv6 address, the latter in brackets or not."""
+
+    def read(text: str) -> str:
+        name = text.removeprefix("[").removesuffix("]")
+        try:
+            parse_address(f"[{name}]:0" if ":" in name else f"{name}:0")
+        except ValueError:
+            raise ValueError from None
+        return name
+
+    wanted = "a host name or address without a port, as in 127.0.0.1 or ::1"
+    return Kind(metavar="HOST", wanted=wanted, text=read, toml=quoted, schema={"type": "string"})
+
+
+def variable() -> Kind[Pair]:
+    """Return the kind of an environment variable, `NAME=VALUE`, whose value may be a secret and is never shown."""
+
+    def read(text: str) -> Pair:
+        name, equals, value = text.partition("=")
+        if not equals or not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise BadValue(f"{name}=..." if equals else name, "expected NAME=VALUE")
+        return name, value
+
+    return _pair("NAME=VALUE", read, "=")
+
+
+def header() -> Kind[Pair]:
+    """Return the kind of a response header, `Name: value` (RFC 9110, sections 5.1 and 5.5)."""
+
+    def read(text: str) -> Pair:
+        name, colon, value = text.partition(":")
+        if not colon or not _TOKEN.fullmatch(name):
+            raise ValueError
+        value = value.strip(" \t")
+        if _CONTROL.search(value) or any(ord(character) > 0xFF for character in value):
+            raise ValueError("a header's value is Latin-1 text without control characters")
+        return name, value
+
+    return _pair("NAME:VALUE", read, ": ")
+
+
+def _pair(metavar: str, read: Callable[[str], Pair], joint: str) -> Kind[Pair]:
+    def native(value: object) -> Pair:
+        match value:
+            case (str(name), str(content)):
+                return read(joint.join((name, content)))
+            case _:
+                return read(_string(value))
+
+    wanted = f"'{joint.join(('Name', 'value') if ':' in joint else ('NAME', 'VALUE'))}'"
+    return Kind(
+        metavar=metavar,
+        wanted=wanted,
+        text=read,
+        native=native,
+        toml=lambda pair: quoted(joint.join(pair)),
+        schema={"type": "string"},
+    )
+
+
+def many(item: Kind[T], *, separator: str | None = "\n", table: bool = False) -> Kind[tuple[T, ...]]:
+    """Return the kind of several items: one flag or TOML list item each, parted by `separator` in a variable.
+
+    With `separator` None they are parted by white space. With `table`, the pairs of a TOML table are items too.
+    """
+
+    def read(text: str) -> tuple[T, ...]:
+        return tuple(item.parse(part.strip()) for part in text.split(separator) if part.strip())
+
+    def native(value: object) -> tuple[T, ...]:
+        match value:
+            case list() | tuple():
+                return tuple(item.of(each) for each in value)
+            case dict() if table:
+                return tuple(item.of(pair) for pair in value.items())
+            case _:
+                return (item.of(value),)
+
+    forms: list[Schema] = [item.schema, {"type": "array", "items": item.schema}]
+    tables: list[Schema] = [{"type": "object", "additionalProperties": item.schema}] if table else []
+    return Kind(
+        metavar=item.metavar,
+        wanted=item.wanted,
+        text=read,
+        native=native,
+        toml=lambda items: f"[{', '.join(item.toml(each) for each in items)}]",
+        schema={"anyOf": forms + tables},
+        shape=Shape.MANY,
+        item=item,
+    )
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError  # noqa: TRY004 - a wrong type from a file is a wrong value
+    return value
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError  # noqa: TRY004 - a wrong type from a file is a wrong value
+    return value
+
+
+def _within(value: N, low: float, high: float) -> N:
+    if not low <= value <= high:  # a NaN is in no bounds
+        raise ValueError
+    return value
+
+
+def _dotted(text: str) -> bool:
+    return all(_IDENTIFIER.fullmatch(name) for name in text.split("."))
