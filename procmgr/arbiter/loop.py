@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import selectors
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -21,6 +20,7 @@ from procmgr.arbiter.core.events import Event, Exited, Spawned, Tick
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Callable
 
     from procmgr.arbiter.core.pool import Pool
     from procmgr.arbiter.host import Host
