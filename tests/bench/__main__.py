@@ -97,7 +97,7 @@ def measure(env: Environment, chosen: argparse.Namespace, scratch: Path) -> dict
 def interrupt(_signal: int, _frame: object) -> None:
     """Leave through every finally, once: a second signal must not cut the cleaning up short."""
     for number in STOPS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
     raise KeyboardInterrupt
 
 
