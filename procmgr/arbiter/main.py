@@ -284,6 +284,7 @@ class Arbiter:
             log.debug("buried pid %d, which is no worker", pid)
 
     def _prepare_process(self, settings: Settings) -> None:
+        process.enlarge_signal_stack()
         process.raise_nofile_limit()
         process.set_subreaper()
         process.set_title(f"procmgr: {settings.process.name}")

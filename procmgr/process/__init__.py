@@ -4,11 +4,13 @@ from procmgr.process.attributes import get_pdeathsig, raise_nofile_limit, set_pd
 from procmgr.process.cpus import usable_cpus
 from procmgr.process.pidfile import PidFile
 from procmgr.process.privileges import Privileges, drop_privileges, resolve_privileges
+from procmgr.process.sigstack import enlarge_signal_stack
 
 __all__ = [
     "PidFile",
     "Privileges",
     "drop_privileges",
+    "enlarge_signal_stack",
     "get_pdeathsig",
     "raise_nofile_limit",
     "resolve_privileges",

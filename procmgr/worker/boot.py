@@ -88,6 +88,7 @@ def preimport(settings: Settings) -> None:
 def boot(birth: Birth) -> int:
     """Run a worker to its end; returns its exit status. Called once, in the forked child."""
     faulthandler.register(STACKS_SIGNAL, file=birth.stacks_fd, all_threads=True)
+    process.enlarge_signal_stack()
     birth.logs.after_fork()
     atexit._clear()  # noqa: SLF001 - what the arbiter registered is not ours to run
     try:
