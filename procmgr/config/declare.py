@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, Unpack
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from procmgr.config.types import Kind
+    from procmgr.config.kind import Kind
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -92,7 +92,12 @@ class Entry:
         """The default as --help and the documentation show it."""
         if self.value is dataclasses.MISSING:
             return "required"
-        return self.setting.default or self.setting.kind.toml(self.value).strip('"')
+        return self.setting.default or " ".join([self.setting.kind.toml(self.value).strip('"'), self.unit]).rstrip()
+
+    @property
+    def unit(self) -> str:
+        """What a number of it counts; empty where there is nothing to say."""
+        return self.setting.unit or {"SECONDS": "seconds", "BYTES": "bytes"}.get(self.setting.kind.metavar, "")
 
 
 def entries(group: str, declared: type) -> list[Entry]:

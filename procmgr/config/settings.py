@@ -67,7 +67,7 @@ class AppSettings:
     )
     app_dir: str = setting(
         ".",
-        path("DIRECTORY"),
+        path("DIRECTORY", "src"),
         _ROLL,
         "Look for the application here first; a relative path counts from the working directory.",
         uvicorn="app_dir",
@@ -96,7 +96,7 @@ class AppSettings:
     )
     root_path: str = setting(
         "",
-        text("PATH", "some text", empty=True),
+        text("PATH", "some text", "/api", empty=True),
         _ROLL,
         "The path under which a proxy has mounted the application (ASGI root_path).",
         default="none",
@@ -127,7 +127,7 @@ class AppSettings:
     )
     env_file: str | None = setting(
         None,
-        path("FILE"),
+        path("FILE", ".env"),
         _ROLL,
         "Read environment variables for the application from this file; those that are set already win.",
         default="none",
@@ -135,7 +135,7 @@ class AppSettings:
     )
     chdir: str | None = setting(
         None,
-        path("DIRECTORY"),
+        path("DIRECTORY", "/srv/app"),
         _ROLL,
         "Change to this directory before the application is imported.",
         default="the working directory",
@@ -173,7 +173,12 @@ class BindSettings:
         uvicorn="port",
     )
     uds: str | None = setting(
-        None, path("FILE"), _ROLL, "Listen on a Unix socket at this path.", default="none", uvicorn="uds"
+        None,
+        path("FILE", "/run/app.sock"),
+        _ROLL,
+        "Listen on a Unix socket at this path.",
+        default="none",
+        uvicorn="uds",
     )
     fd: tuple[int, ...] = setting(
         (),
@@ -226,7 +231,6 @@ class PoolSettings:
         _LIVE,
         "Replace a worker whose event loop gave no sign of life for so long; 0 never does.",
         flags=("-t", "--timeout-worker-healthcheck"),
-        unit="seconds",
         uvicorn="timeout_worker_healthcheck",
         gunicorn="timeout",
     )
@@ -235,7 +239,6 @@ class PoolSettings:
         seconds(_WEEK, zero=False),
         _LIVE,
         "Give a new worker so long to import the application and get ready.",
-        unit="seconds",
     )
     graceful_timeout: float = setting(
         30.0,
@@ -243,7 +246,6 @@ class PoolSettings:
         _ROLL,
         "Give a worker that stops so long to finish its requests.",
         flags=("--timeout-graceful-shutdown",),
-        unit="seconds",
         uvicorn="timeout_graceful_shutdown",
         gunicorn="graceful_timeout",
     )
@@ -297,7 +299,6 @@ class HTTPSettings:
         _ROLL,
         "Close a connection on which no further request came for so long.",
         flags=("--timeout-keep-alive",),
-        unit="seconds",
         uvicorn="timeout_keep_alive",
         gunicorn="keepalive",
     )
@@ -325,7 +326,6 @@ class HTTPSettings:
         count(1024, 1 << 24, metavar="BYTES"),
         _ROLL,
         "How much of a request's head the h11 parser buffers at most.",
-        unit="bytes",
         uvicorn="h11_max_incomplete_event_size",
     )
 
@@ -345,7 +345,7 @@ class LogSettings:
     )
     log_config: str | None = setting(
         None,
-        path("FILE"),
+        path("FILE", "logging.toml"),
         _RESTART,
         "Configure Python's logging from this file: .json, .toml, .yaml, or else fileConfig's ini format.",
         default="none",
@@ -375,7 +375,7 @@ class ProcessSettings:
     )
     pid: str | None = setting(
         None,
-        path("FILE"),
+        path("FILE", "/run/app.pid"),
         _RESTART,
         "Write the arbiter's process id to this file, locked while it runs.",
         flags=("-p",),
@@ -384,7 +384,7 @@ class ProcessSettings:
     )
     user: str | None = setting(
         None,
-        account("USER"),
+        account("USER", "www-data"),
         _ROLL,
         "Run the workers as this user, with its groups.",
         flags=("-u",),
@@ -393,7 +393,7 @@ class ProcessSettings:
     )
     group: str | None = setting(
         None,
-        account("GROUP"),
+        account("GROUP", "www-data"),
         _ROLL,
         "Run the workers as this group.",
         flags=("-g",),

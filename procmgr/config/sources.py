@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli
 
 from procmgr.config.foreign import explain
+from procmgr.config.kind import BadValue, show
 from procmgr.config.settings import TABLE
-from procmgr.config.types import BadValue, show
 from procmgr.errors import ConfigError, ProcmgrError, UsageError
 
 if TYPE_CHECKING:
     from procmgr.config.declare import Entry
-    from procmgr.config.types import Kind
+    from procmgr.config.kind import Kind
 
 CONFIG_VARIABLE: Final = "PROCMGR_CONFIG"
 SYSTEM_FILE: Final = Path("/etc/procmgr/procmgr.toml")
@@ -87,7 +87,9 @@ class File:
 def command_line(values: Mapping[str, object]) -> Layer:
     """Return the layer of what was typed; raises `UsageError`."""
     return {
-        name: read(TABLE[name], value, Origin(Level.COMMAND_LINE, name.upper() if name == "app" else TABLE[name].flag))
+        name: read(
+            TABLE[name], value, Origin(Level.COMMAND_LINE, "the command line" if name == "app" else TABLE[name].flag)
+        )
         for name, value in values.items()
     }
 

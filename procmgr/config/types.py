@@ -8,12 +8,11 @@ Inside a kind, a bare `ValueError` means "not what is wanted".
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from procmgr.config.kind import BadValue, Kind, Schema, Shape, quoted, string
 from procmgr.sockets import parse_address
 
 if TYPE_CHECKING:
@@ -21,10 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
-Schema = dict[str, object]
 Pair = tuple[str, str]
 
-_SHOWN_CHARACTERS: Final = 80
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 _OCTAL: Final = re.compile(r"(?:0o)?[0-7]{1,4}")
@@ -45,74 +42,9 @@ _WORDS: Final = {
 }
 
 
-class BadValue(ValueError):  # noqa: N818 - it names what was given, which may be right elsewhere
-    """A value that a setting cannot have: `value` as it was given, `reason` says what would be right."""
-
-    def __init__(self, value: object, reason: str) -> None:
-        super().__init__(f"{show(value)}: {reason}")
-        self.value = value
-        self.reason = reason
-
-
-class Shape(Enum):
-    """How a kind looks on a command line."""
-
-    ONE = "one"  # --flag VALUE
-    SWITCH = "switch"  # --flag / --no-flag
-    MANY = "many"  # --flag VALUE, repeatable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind(Generic[T]):
-    """One type of value; `wanted` completes "expected ...". Without `native`, TOML has strings that `text` reads."""
-
-    metavar: str
-    wanted: str
-    text: Callable[[str], T]
-    native: Callable[[object], T] | None = None
-    toml: Callable[[T], str]
-    schema: Schema
-    shape: Shape = Shape.ONE
-    item: Kind[Any] | None = None
-
-    def parse(self, text: str) -> T:
-        """Return the value that `text` spells; raises `BadValue`."""
-        try:
-            return self.text(text)
-        except BadValue:
-            raise
-        except ValueError as error:
-            raise self._bad(text, error) from None
-
-    def of(self, value: object) -> T:
-        """Return the value that a TOML or Python `value` means; raises `BadValue`."""
-        try:
-            if self.native is not None:
-                return self.native(value)
-            return self.text(_string(value))
-        except BadValue:
-            raise
-        except ValueError as error:
-            raise self._bad(value, error) from None
-
-    def _bad(self, value: object, error: ValueError) -> BadValue:
-        return BadValue(value, str(error) or f"expected {self.wanted}")
-
-
-def show(value: object) -> str:
-    """Return a bounded, printable form of something a person gave."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
-
-
-def quoted(text: str) -> str:
-    """Return `text` as a TOML basic string, whose escapes are those of JSON (TOML 1.0, "String")."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def text(metavar: str, wanted: str, *, pattern: re.Pattern[str] | None = None, empty: bool = False) -> Kind[str]:
+def text(
+    metavar: str, wanted: str, example: str, *, pattern: re.Pattern[str] | None = None, empty: bool = False
+) -> Kind[str]:
     """Return the kind of text that matches `pattern`; only `empty` allows none at all."""
 
     def read(text: str) -> str:
@@ -121,21 +53,21 @@ def text(metavar: str, wanted: str, *, pattern: re.Pattern[str] | None = None, e
         return text
 
     schema: Schema = {"type": "string", "minLength": 0 if empty else 1}
-    return Kind(metavar=metavar, wanted=wanted, text=read, toml=quoted, schema=schema)
+    return Kind(metavar=metavar, wanted=wanted, text=read, toml=quoted, schema=schema, example=example)
 
 
-def path(metavar: str) -> Kind[str]:
+def path(metavar: str, example: str) -> Kind[str]:
     """Return the kind of a path in the file system."""
-    return text(metavar, "a path")
+    return text(metavar, "a path", example)
 
 
 def instance_name() -> Kind[str]:
     """Return the kind of a name that is safe as one component of a path."""
     wanted = "at most 64 letters, digits and any of _ . @ : -, beginning with a letter, a digit or _"
-    return text("NAME", wanted, pattern=_NAME)
+    return text("NAME", wanted, "web", pattern=_NAME)
 
 
-def account(metavar: str) -> Kind[str]:
+def account(metavar: str, example: str) -> Kind[str]:
     """Return the kind of a user or group, by name or by number."""
 
     def read(text: str) -> str:
@@ -147,9 +79,10 @@ def account(metavar: str) -> Kind[str]:
         metavar=metavar,
         wanted=f"the name or number of a {metavar.lower()}",
         text=read,
-        native=lambda value: read(str(value) if _is_whole(value) else _string(value)),
+        native=lambda value: read(str(value) if _is_whole(value) else string(value)),
         toml=quoted,
         schema={"type": ["string", "integer"], "minLength": 1, "minimum": 0},
+        example=example,
     )
 
 
@@ -170,7 +103,7 @@ def target() -> Kind[str]:
 
     wanted = "a module and an attribute, as in main:app"
     schema: Schema = {"type": "string", "pattern": "^[^:/]+:[^:/]+$"}
-    return Kind(metavar="MODULE:ATTR", wanted=wanted, text=read, toml=quoted, schema=schema)
+    return Kind(metavar="MODULE:ATTR", wanted=wanted, text=read, toml=quoted, schema=schema, example="main:app")
 
 
 def choice(words: tuple[T, ...], refused: Mapping[str, str] | None = None) -> Kind[T]:
@@ -188,7 +121,9 @@ def choice(words: tuple[T, ...], refused: Mapping[str, str] | None = None) -> Ki
 
     schema: Schema = {"enum": [*known]}
     bars = f"[{'|'.join(known)}]"
-    return Kind(metavar=bars, wanted=wanted, text=read, toml=lambda word: quoted(str(word)), schema=schema)
+    return Kind(
+        metavar=bars, wanted=wanted, text=read, toml=lambda word: quoted(str(word)), schema=schema, example=[*known][-1]
+    )
 
 
 def switch() -> Kind[bool]:
@@ -211,6 +146,7 @@ def switch() -> Kind[bool]:
         native=native,
         toml=lambda on: "true" if on else "false",
         schema={"type": "boolean"},
+        example="true",
         shape=Shape.SWITCH,
     )
 
@@ -229,7 +165,9 @@ def count(low: int, high: int, *, metavar: str = "N", auto: Callable[[], int] | 
     wanted = f"a whole number from {low} to {high}" + (", or 'auto'" if auto else "")
     number: Schema = {"type": "integer", "minimum": low, "maximum": high}
     schema: Schema = {"anyOf": [number, {"const": "auto"}]} if auto else number
-    return Kind(metavar=metavar, wanted=wanted, text=read, native=native, toml=str, schema=schema)
+    return Kind(
+        metavar=metavar, wanted=wanted, text=read, native=native, toml=str, schema=schema, example=str(min(high, 8000))
+    )
 
 
 def limit(high: int) -> Kind[int | None]:
@@ -242,6 +180,7 @@ def limit(high: int) -> Kind[int | None]:
         native=lambda value: number.of(value) or None,
         toml=lambda value: str(value or 0),
         schema=number.schema,
+        example="1000",
     )
 
 
@@ -264,6 +203,7 @@ def seconds(high: float, *, zero: bool = True) -> Kind[float]:
         native=native,
         toml=lambda value: f"{value:.9f}".rstrip("0").rstrip("."),
         schema={"type": "number", low: 0, "maximum": high},
+        example="30",
     )
 
 
@@ -281,6 +221,7 @@ def octal() -> Kind[int]:
         text=read,
         toml=lambda value: quoted(f"{value:03o}"),
         schema={"type": "string", "pattern": "^(0o)?[0-7]{1,4}$"},
+        example="022",
     )
 
 
@@ -310,7 +251,7 @@ def surge(high: int) -> Kind[Surge]:
         return Surge(_within(int(number), 1, 100 if percent else high), percent)
 
     def native(value: object) -> Surge:
-        return value if isinstance(value, Surge) else read(str(value) if _is_whole(value) else _string(value))
+        return value if isinstance(value, Surge) else read(str(value) if _is_whole(value) else string(value))
 
     forms: list[Schema] = [
         {"type": "integer", "minimum": 1, "maximum": high},
@@ -323,6 +264,7 @@ def surge(high: int) -> Kind[Surge]:
         native=native,
         toml=lambda value: quoted(str(value)) if value.percent else str(value.amount),
         schema={"anyOf": forms},
+        example="25%",
     )
 
 
@@ -337,7 +279,7 @@ def address() -> Kind[str]:
         return text
 
     schema: Schema = {"type": "string", "minLength": 1}
-    return Kind(metavar="ADDRESS", wanted="an address", text=read, toml=quoted, schema=schema)
+    return Kind(metavar="ADDRESS", wanted="an address", text=read, toml=quoted, schema=schema, example="[::]:8000")
 
 
 def host() -> Kind[str]:
@@ -352,7 +294,7 @@ def host() -> Kind[str]:
         return name
 
     wanted = "a host name or address without a port, as in 127.0.0.1 or ::1"
-    return Kind(metavar="HOST", wanted=wanted, text=read, toml=quoted, schema={"type": "string"})
+    return Kind(metavar="HOST", wanted=wanted, text=read, toml=quoted, schema={"type": "string"}, example="::1")
 
 
 def variable() -> Kind[Pair]:
@@ -364,7 +306,7 @@ def variable() -> Kind[Pair]:
             raise BadValue(f"{name}=..." if equals else name, "expected NAME=VALUE")
         return name, value
 
-    return _pair("NAME=VALUE", read, "=")
+    return _pair("NAME=VALUE", read, "=", "TZ=UTC")
 
 
 def header() -> Kind[Pair]:
@@ -379,16 +321,16 @@ def header() -> Kind[Pair]:
             raise ValueError("a header's value is Latin-1 text without control characters")
         return name, value
 
-    return _pair("NAME:VALUE", read, ": ")
+    return _pair("NAME:VALUE", read, ": ", "X-Served-By: procmgr")
 
 
-def _pair(metavar: str, read: Callable[[str], Pair], joint: str) -> Kind[Pair]:
+def _pair(metavar: str, read: Callable[[str], Pair], joint: str, example: str) -> Kind[Pair]:
     def native(value: object) -> Pair:
         match value:
             case (str(name), str(content)):
                 return read(joint.join((name, content)))
             case _:
-                return read(_string(value))
+                return read(string(value))
 
     wanted = f"'{joint.join(('Name', 'value') if ':' in joint else ('NAME', 'VALUE'))}'"
     return Kind(
@@ -398,6 +340,7 @@ def _pair(metavar: str, read: Callable[[str], Pair], joint: str) -> Kind[Pair]:
         native=native,
         toml=lambda pair: quoted(joint.join(pair)),
         schema={"type": "string"},
+        example=example,
     )
 
 
@@ -430,13 +373,8 @@ def many(item: Kind[T], *, separator: str | None = "\n", table: bool = False) ->
         schema={"anyOf": forms + tables},
         shape=Shape.MANY,
         item=item,
+        example=item.example,
     )
-
-
-def _string(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError  # noqa: TRY004 - a wrong type from a file is a wrong value
-    return value
 
 
 def _is_whole(value: object) -> bool:
