@@ -56,7 +56,9 @@ class WatchedPool:
 
     def check_capacity(self, before, after, out):
         if after.stop is None:
-            assert after.starting + after.ready <= after.desired + after.surge, f"law 2: surge bound\n{before}\n{out}\n{after}"
+            assert after.starting + after.ready <= after.desired + after.surge, (
+                f"law 2: surge bound\n{before}\n{out}\n{after}"
+            )
         if any(isinstance(a, actions.Drain) and a.mode is DrainMode.RETIRE for a in out):
             assert after.ready >= after.desired, "laws 1 and 2: retired below desired"
         ready = {w.worker_id for w in before.workers if w.state is WorkerState.READY}
@@ -91,9 +93,7 @@ class WatchedPool:
     def check_spawns(self, before, after, event, out, now):
         spawns = [a for a in out if isinstance(a, actions.Spawn)]
         self.rolled_back |= {
-            a.generation
-            for a in out
-            if isinstance(a, actions.ReloadEnded) and a.outcome is ReloadOutcome.ROLLED_BACK
+            a.generation for a in out if isinstance(a, actions.ReloadEnded) and a.outcome is ReloadOutcome.ROLLED_BACK
         }
         for spawn in spawns:
             assert spawn.worker_id > self.last_id, "law 8: ids are never reused"
@@ -134,10 +134,10 @@ class WatchedPool:
             del self.known[event.worker_id]
         else:
             assert died == []
-        if isinstance(event, events.SpawnFailed) and event.worker_id in was_known:
-            if event.worker_id not in {w.worker_id for w in after.workers}:
-                del self.known[event.worker_id]
-        assert {w.worker_id for w in after.workers} == set(self.known), "law 8: lost or invented a worker"
+        left = {w.worker_id for w in after.workers}
+        if isinstance(event, events.SpawnFailed) and event.worker_id in was_known.keys() - left:
+            del self.known[event.worker_id]
+        assert left == set(self.known), "law 8: lost or invented a worker"
         for action in out:
             match action:
                 case actions.PoolReady() | actions.GaveUp() | actions.Finish():

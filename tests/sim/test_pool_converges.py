@@ -6,12 +6,12 @@ from math import inf
 from random import Random
 
 import pytest
-from sim.host import CRASHED, HEALTHY, KILLED, Host, Script
 
 from procmgr.arbiter.core import actions, events
 from procmgr.arbiter.core.actions import ReloadOutcome
 from procmgr.arbiter.core.events import BootFailure, Exit, StopLevel
 from procmgr.arbiter.core.policy import Backoff, Policy
+from sim.host import CRASHED, HEALTHY, KILLED, Host, Script
 
 BACKOFF = Backoff(first=0.5, cap=8.0, stable_after=5.0)
 FATES = ["crash", "leave", "hang", "suspend", "recycle", "term"]
@@ -42,7 +42,9 @@ def faulty(random):
             boot=random.choice([0.1, 2.0, 9.0, inf]),
             boot_exit=random.choice([None, None, None, CRASHED, Exit(code=3), Exit(code=4), KILLED]),
             tells=random.choice([None, BootFailure.NOT_FOUND]),
-            life=tuple((random.choice([0.0, 1.0, 7.0, 30.0]), random.choice(FATES)) for _ in range(random.randrange(2))),
+            life=tuple(
+                (random.choice([0.0, 1.0, 7.0, 30.0]), random.choice(FATES)) for _ in range(random.randrange(2))
+            ),
             term=random.choice([0.01, inf]),
             drain=random.choice([0.1, 5.0, 8.0, inf]),
             drain_exit=random.choice([Exit(code=0), CRASHED]),
@@ -88,48 +90,60 @@ def settled(view):
     return not busy and view.ready == view.desired == len(slots)
 
 
+def converges(seed):
+    host = troubled(seed)
+    host.heal()
+    if host.view().stop is None:
+        limit = bound(host.view())
+        assert host.run_until(lambda: settled(host.view()), limit), host.view()
+        host.send(events.Reload(host.pool.pool._state.policy))
+        newest = host.view().newest_generation
+        assert host.run_until(lambda: newest in host.pool.ended, limit), host.view()
+        assert host.pool.ended[newest].outcome is ReloadOutcome.DONE
+        assert host.run_until(lambda: settled(host.view()), limit), host.view()
+        assert {worker.generation for worker in host.view().workers} == {newest}
+        host.send(events.Stop(StopLevel.GRACEFUL))
+    assert host.run_until(lambda: host.exit_code is not None, 12.0), host.view()
+
+
 @pytest.mark.parametrize("chunk", range(10))
 def test_with_healthy_workers_the_pool_converges_reloads_and_stops_from_any_state(chunk):
-    """From every reached state: all desired ready in slots of their own; a reload makes them one generation; a stop ends."""
-    for seed in range(chunk * 40, chunk * 40 + 40):
-        host = troubled(seed)
-        host.heal()
-        if host.view().stop is None:
-            limit = bound(host.view())
-            assert host.run_until(lambda: settled(host.view()), limit), f"seed {seed}: {host.view()}"
-            host.send(events.Reload(host.pool.pool._state.policy))
-            newest = host.view().newest_generation
-            assert host.run_until(lambda: newest in host.pool.ended, limit), f"seed {seed}: reload does not end"
-            assert host.pool.ended[newest].outcome is ReloadOutcome.DONE, f"seed {seed}"
-            assert host.run_until(lambda: settled(host.view()), limit), f"seed {seed}: {host.view()}"
-            assert {worker.generation for worker in host.view().workers} == {newest}, f"seed {seed}"
-            host.send(events.Stop(StopLevel.GRACEFUL))
-        assert host.run_until(lambda: host.exit_code is not None, 12.0), f"seed {seed}: stop does not end"
+    """All desired get ready in slots of their own, a reload makes them one generation, a stop ends."""
+    for seed in range(chunk * 25, chunk * 25 + 25):
+        converges(seed)
+
+
+def stops(seed):
+    bounds = {StopLevel.GRACEFUL: 8.0 + 2.0, StopLevel.QUICK: 1.0 + 2.0, StopLevel.KILL: 0.0}
+    host = troubled(seed)
+    level = Random(seed).choice(list(StopLevel))
+    host.send(events.Stop(level))
+    limit = bounds[level] + 0.4  # a fork under way, the process dying
+    assert host.run_until(lambda: host.exit_code is not None, limit), host.view()
 
 
 @pytest.mark.parametrize("chunk", range(5))
 def test_a_stop_ends_within_its_bounds_in_any_trouble(chunk):
     """Graceful within drain + kill bounds, quick within its own, kill at once, although workers go on misbehaving."""
-    bounds = {StopLevel.GRACEFUL: 8.0 + 2.0, StopLevel.QUICK: 1.0 + 2.0, StopLevel.KILL: 0.0}
-    for seed in range(1000 + chunk * 40, 1040 + chunk * 40):
-        host = troubled(seed)
-        level = Random(seed).choice(list(StopLevel))
-        host.send(events.Stop(level))
-        limit = bounds[level] + 0.4  # a fork under way, the process dying
-        assert host.run_until(lambda: host.exit_code is not None, limit), f"seed {seed}: {host.view()}"
+    for seed in range(1000 + chunk * 25, 1025 + chunk * 25):
+        stops(seed)
+
+
+def reload_ends(seed):
+    host = troubled(seed)
+    if host.view().stop is not None:
+        return
+    host.send(events.Reload(policy_of(Random(seed), boot_attempts=3)))
+    newest = host.view().newest_generation
+    limit = 4 * bound(host.view())
+    assert host.run_until(lambda: newest in host.pool.ended, limit), host.view()
 
 
 @pytest.mark.parametrize("chunk", range(5))
 def test_a_reload_ends_in_bounded_time_although_workers_go_on_failing(chunk):
     """Done, rolled back, partial or stopped: never for ever, however the workers behave."""
     for seed in range(2000 + chunk * 20, 2020 + chunk * 20):
-        host = troubled(seed)
-        if host.view().stop is not None:
-            continue
-        host.send(events.Reload(policy_of(Random(seed), boot_attempts=3)))
-        newest = host.view().newest_generation
-        limit = 4 * bound(host.view())
-        assert host.run_until(lambda: newest in host.pool.ended, limit), f"seed {seed}: {host.view()}"
+        reload_ends(seed)
 
 
 def test_a_simulated_day_of_faults_and_wishes_leaves_a_healthy_pool():

@@ -120,7 +120,7 @@ class AnyEvents(RuleBasedStateMachine):
 
 
 AnyEvents.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, report_multiple_bugs=False
+    max_examples=100, stateful_step_count=50, deadline=None, report_multiple_bugs=False
 )
 
 

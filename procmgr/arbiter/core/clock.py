@@ -74,7 +74,7 @@ def next_wake(state: State) -> float | None:
 def _deadlines(state: State) -> Iterator[float]:
     if state.stop is None and state.pacer.waiting:
         yield state.pacer.until
-    if state.pending:
+    if state.pending and state.supersede_at > state.now:
         yield state.supersede_at
     for worker in state.workers.values():
         yield from _worker_deadlines(state, worker)

@@ -20,9 +20,10 @@ def reconcile(state: State) -> None:
     """End what is too many, move the reload on, until nothing changes; then spawn what is missing."""
     changed = True
     while changed:
-        changed = begin(state) | advance(state)
+        changed = advance(state)
         _trim(state)
         changed |= advance(state)
+        changed |= begin(state)
     _fill(state)
 
 

@@ -49,7 +49,7 @@ def _adopt(state: State, policy: Policy, workers: int) -> None:
 def begin(state: State) -> bool:
     """Begin the pending reload, unless it would discard a boot under way too soon after the last did."""
     request = state.pending
-    if request is None:
+    if request is None or _full(state):
         return False
     if _boot_under_way(state):
         if state.now < state.supersede_at:
@@ -65,6 +65,12 @@ def begin(state: State) -> bool:
     if not state.ever_ready:
         _commit(state, state.roll)  # there is nothing to fall back upon
     return True
+
+
+def _full(state: State) -> bool:
+    """Whether a roll waits for drains to end: one that began now would let more than the desired number drain."""
+    ready = sum(worker.ready for worker in state.workers.values())
+    return bool(state.roll and state.roll.committed and ready > state.target)
 
 
 def _boot_under_way(state: State) -> bool:
