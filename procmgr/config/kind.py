@@ -38,7 +38,8 @@ class Kind(Generic[T]):
     """One type of value.
 
     `wanted` completes "expected ...", `example` is text that `parse` takes. Without `native` a value in TOML is a
-    string that `text` reads. `toml` renders a value so that `of` reads it back, `schema` is what `of` takes as JSON Schema.
+    string that `text` reads. `toml` renders a value so that `of` reads it back, `schema` is what `of` takes as JSON
+    Schema. A kind of several values has their kind as `item`.
     """
 
     metavar: str

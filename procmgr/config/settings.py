@@ -254,7 +254,6 @@ class PoolSettings:
         surge(MAX_WORKERS),
         _LIVE,
         "How many workers a reload may start before it retires old ones: a number, or a percentage.",
-        unit="workers",
     )
     boot_attempts: int = setting(
         3, count(1, 1000), _LIVE, "Give up when so many starts failed in a row and no worker was ever ready."

@@ -1,0 +1,86 @@
+"""The console command `procmgr`: read the command line, resolve the settings, hand over to the arbiter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from procmgr import __version__
+from procmgr.cli.options import Action, help_text, parse
+from procmgr.cli.render import configuration, error_text
+from procmgr.config.resolve import Invocation, resolve
+from procmgr.errors import ConfigError, ExitCode, ProcmgrError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `procmgr` with `arguments`, by default those of the process; returns the exit code."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except ProcmgrError as error:
+        sys.stderr.write(error_text(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        # Before the arbiter's handlers are in place; a shell has to see that it was the signal that ended us.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        return ExitCode.CRASH
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parsed = parse(arguments)
+    if parsed.action is Action.HELP:
+        return _print(f"{help_text()}\n")
+    if parsed.action is Action.VERSION:
+        return _print(f"procmgr {__version__}\n")
+    invocation = Invocation(
+        values=parsed.values, config=parsed.config, environ=dict(os.environ), cwd=working_directory()
+    )
+    resolved = resolve(invocation)
+    match parsed.action:
+        case Action.PRINT:
+            return _print(configuration(resolved))
+        case Action.CHECK:
+            from procmgr.arbiter.main import check  # noqa: PLC0415 - what only prints or refuses loads no server
+
+            return check(invocation, resolved)
+        case Action.SERVE:
+            from procmgr.arbiter.main import main as serve  # noqa: PLC0415 - as above
+
+            return serve(invocation, resolved)
+        case _:
+            assert_never(parsed.action)
+
+
+def working_directory() -> Path:
+    """Return the working directory by the name the user knows.
+
+    The kernel's name has symlinks resolved, and would stay at the old release after a deploy that switches one. Raises
+    `ConfigError` if the directory is gone.
+    """
+    logical = Path(os.environ.get("PWD", ""))
+    try:
+        if logical.is_absolute() and logical.samefile("."):
+            return logical
+    except OSError:
+        pass  # $PWD is gone or not ours to see: the kernel's name is left
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigError(f"working directory: {error.strerror}; start procmgr in one that exists") from None
+
+
+def _print(text: str) -> int:
+    try:
+        # TOML is UTF-8 whatever the locale; a path that is not is shown escaped.
+        sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough; the interpreter's own flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.OK
