@@ -126,7 +126,7 @@ class Running:
 
     def last_words(self) -> str:
         """Give the end of the log as one line."""
-        words = self.log.read_text(errors="replace").split("\n")[-6:]
+        words = self.log.read_text(errors="replace").rstrip().split("\n")[-3:]
         return " | ".join(line.strip()[:200] for line in words if line.strip()) or "none"
 
     def pids(self) -> list[int]:
