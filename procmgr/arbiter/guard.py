@@ -25,6 +25,7 @@ from procmgr.errors import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+_DISMISS_SECONDS: Final = 1.0
 _PATIENCE: Final = struct.Struct("=d")  # seconds; a datagram that carries a pidfd means "watch this worker"
 
 
@@ -52,6 +53,17 @@ class Guard:
         """Change how long the workers get after the arbiter's death."""
         with suppress(OSError):
             self._sock.send(_PATIENCE.pack(seconds), socket.MSG_NOSIGNAL)
+
+    def dismiss(self) -> None:
+        """Let the guard go at the arbiter's end and bury it, so that not even a zombie is left to somebody else."""
+        self._sock.close()
+        with suppress(ProcessLookupError, ChildProcessError):  # it died before, and the loop has buried it
+            pidfd = os.pidfd_open(self.pid)
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            poller.poll(_DISMISS_SECONDS * 1000)
+            os.close(pidfd)
+            os.waitpid(self.pid, os.WNOHANG)
 
     def _leave(self, close_in_child: Callable[[], None]) -> None:
         self._sock.close()

@@ -132,6 +132,7 @@ class Arbiter:
         left = descendants.end_all(except_pids=frozenset({self._guard.pid}))
         if left:
             log.warning("ended %d process%s that workers had left behind", left, "" if left == 1 else "es")
+        self._guard.dismiss()
         log.info("stopped")
         return code
 
