@@ -188,6 +188,27 @@ def test_the_death_of_one_that_had_served_cuts_a_wait_short_but_not_the_row():
     assert drive.view.failures == 2
 
 
+def test_a_trial_that_dies_the_moment_it_has_served_long_enough_ends_the_row():
+    drive = Drive(workers=1, backoff=Backoff(stable_after=10.0))
+    drive.spawned(1)
+    drive.died(1, KILLED)
+    drive.wait(1)
+    drive.ready(2)
+    drive.now += 10
+    drive.died(2, KILLED)
+    assert drive.view.failures == 0
+    assert drive.spawns() == [(3, 0, 1)]
+
+
+def test_the_age_of_a_dead_worker_counts_from_its_fork():
+    drive = Drive(workers=1)
+    drive.now = 3.0
+    drive.spawned(1)
+    drive.now = 5.0
+    drive.died(1, KILLED)
+    assert drive.of(actions.WorkerDied)[0].age_seconds == 2.0
+
+
 def test_a_wait_is_reported_once_and_only_when_a_spawn_waits():
     drive = serving(2)
     drive.died(1, KILLED)

@@ -175,6 +175,7 @@ def test_a_boot_is_superseded_once_per_boot_timeout_and_only_the_newest_reload_w
     assert drive.of(ReloadEnded) == [ReloadEnded(4, ReloadOutcome.SUPERSEDED, 0, 1, None)]
     drive.wait(4.9)
     assert drive.out == []
+    assert drive.pool.deadline() == pytest.approx(drive.now + 0.1)
     drive.wait(0.1)
     assert drive.of(actions.ReloadBegun) == [actions.ReloadBegun(5)]
 
@@ -267,6 +268,8 @@ def test_reconfiguring_during_a_roll_reaches_the_roll_and_what_waits():
     drive.send(events.Reconfigure(Policy(workers=3)))
     assert (drive.view.desired, drive.view.pending) == (3, 4)
     drive.ready(4)
+    assert drive.view.rolling == 4
+    drive.ready(*drive.ids("starting"))
     assert drive.view.desired == 3
 
 
