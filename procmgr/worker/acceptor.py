@@ -1,0 +1,132 @@
+"""Accepting connections from a listener that other processes share.
+
+Why not loop.create_server: asyncio and libuv accept until EAGAIN, so that one worker takes a whole burst, and with
+long-lived connections the skew lasts. Out of descriptors, libuv accepts and closes what is queued, and asyncio reports
+once per queued connection. And neither can empty the queue before it closes the listener.
+
+So: one accept(2) per wake of the loop, the others wake too and take the next; a failure pauses for `PAUSE` seconds,
+while what is queued waits; and `take_queue` accepts all there is. The price is about 15 µs per connection under uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from procmgr.sockets import Origin
+
+if TYPE_CHECKING:
+    import logging
+    import socket
+    from collections.abc import Callable
+
+    from procmgr.sockets import Listener
+
+PAUSE: Final = 0.1
+"""Seconds."""
+
+_COMPLAIN_EVERY: Final = 60.0
+_MORE_THAN_A_QUEUE: Final = 65536  # so that emptying a queue ends although clients keep coming
+_NOTHING_TO_ACCEPT: Final = frozenset(
+    # accept(2): errors that were pending on the new connection are to be treated like EAGAIN
+    {
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+    }
+)
+
+
+class Acceptor:
+    """Accepts from one listener, in this process, and owns this process's descriptor of it."""
+
+    __slots__ = ("_complained", "_factory", "_handing_over", "_listener", "_log", "_loop", "_paused")
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        listener: Listener,
+        factory: Callable[[], asyncio.BaseProtocol],
+        log: logging.Logger,
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._factory = factory
+        self._log = log
+        self._paused: asyncio.TimerHandle | None = None
+        self._complained = float("-inf")
+        self._handing_over: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._paused = None
+        self._loop.add_reader(self._listener.sock, self._accept)
+
+    def take_queue(self) -> None:
+        """Accept all that is queued, since closing the last descriptor of a listener resets it.
+
+        The queue of an inherited listener outlives us: whoever passed the listener on keeps it.
+        """
+        if self._listener.origin is Origin.INHERITED:
+            return
+        for _ in range(_MORE_THAN_A_QUEUE):
+            if not self._accept():
+                return
+
+    def close(self) -> None:
+        """Stop accepting and close this process's descriptor of the listener."""
+        # The registration in epoll is the open file description's, which others keep open: it must go first (epoll(7)).
+        self._loop.remove_reader(self._listener.sock)
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
+        self._listener.sock.close()
+
+    async def settled(self) -> None:
+        """Wait until what was accepted has become connections."""
+        if self._handing_over:
+            await asyncio.wait(self._handing_over)
+
+    def _accept(self) -> bool:
+        """Accept one connection; return whether there may be another."""
+        try:
+            connection, _ = self._listener.sock.accept()
+        except OSError as error:
+            if error.errno not in _NOTHING_TO_ACCEPT:
+                self._pause(error)
+            return error.errno == errno.ECONNABORTED
+        connection.settimeout(0.0)
+        task = self._loop.create_task(self._hand_over(connection))
+        self._handing_over.add(task)
+        task.add_done_callback(self._handing_over.discard)
+        return True
+
+    async def _hand_over(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._factory, connection)
+        except OSError:  # the peer is gone already: there is nobody to tell
+            connection.close()
+
+    def _pause(self, error: OSError) -> None:
+        """Let what is queued wait: the listener stays readable, so that polling it would spin."""
+        self._loop.remove_reader(self._listener.sock)
+        if self._paused is None:
+            self._paused = self._loop.call_later(PAUSE, self.start)
+        now = self._loop.time()
+        if now - self._complained >= _COMPLAIN_EVERY:
+            self._complained = now
+            self._log.error(
+                "cannot accept on %s: %s; new connections wait", self._listener.name, os.strerror(error.errno or 0)
+            )

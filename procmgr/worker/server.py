@@ -1,0 +1,141 @@
+"""One worker's serving: the application's start, connections from all listeners, the beat, and the drain.
+
+The same class serves under an arbiter (`worker.boot`) and embedded in somebody's loop (`procmgr.embed`); it knows
+neither signals nor the channel. Order: the application starts first, then connections are accepted, so that a client
+never waits inside a worker that is not ready; what arrives before is queued in the listener, for whoever is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Any
+
+from procmgr.scoreboard import LOG_DROPPED
+from procmgr.worker.acceptor import Acceptor
+from procmgr.worker.access import access_log
+from procmgr.worker.beat import Beat
+from procmgr.worker.drain import Drain
+from procmgr.worker.lifespan import Lifespan
+from procmgr.worker.protocols.base import http_factory
+from procmgr.worker.protocols.context import Context, DrainMode, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from procmgr.config.settings import HTTPSettings, Settings
+    from procmgr.logs import LogSetup
+    from procmgr.scoreboard import Row
+    from procmgr.sockets import Listener
+    from procmgr.worker.app import ASGIApp
+
+log = logging.getLogger("procmgr.error")
+
+
+class Server:
+    """Serves one application on the running loop, once: start, serve until drained.
+
+    The listeners' sockets in this process belong to the server, which closes them when it drains. `on_request_limit`
+    is called with the number of requests served when `max_requests` is reached; the server goes on serving.
+    """
+
+    def __init__(
+        self,
+        *,
+        app: ASGIApp,
+        settings: Settings,
+        listeners: Sequence[Listener],
+        row: Row,
+        logs: LogSetup,
+        on_request_limit: Callable[[int], None],
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._listeners = listeners
+        self._row = row
+        self._logs = logs
+        self._on_request_limit = on_request_limit
+        self._state: dict[str, Any] = {}
+        self._lifespan = Lifespan(app=app, mode=settings.app.lifespan, state=self._state, log=log)
+        self._starting: asyncio.Task[Any] | None = None
+        self._beat: Beat | None = None
+        self._drain: Drain | None = None
+
+    async def start(self) -> None:
+        """Start the application and accept connections.
+
+        Raises `AppError` if the application does not start, and `asyncio.CancelledError` if a drain was requested
+        meanwhile: there is nothing to drain then.
+        """
+        self._starting = asyncio.current_task()
+        try:
+            await self._lifespan.startup()
+        finally:
+            self._starting = None
+        loop = asyncio.get_running_loop()
+        context = self._context(loop)
+        factory = http_factory(context, "h11" if self._settings.http.http == "h11" else "httptools")
+        acceptors = [Acceptor(loop=loop, listener=listener, factory=factory, log=log) for listener in self._listeners]
+        self._drain = Drain(context=context, acceptors=acceptors, lifespan=self._lifespan, log=log)
+        self._beat = Beat(loop=loop, row=self._row, on_beat=lambda now: self._on_beat(context, now))
+        self._beat.start()
+        for acceptor in acceptors:
+            acceptor.start()
+
+    def request_drain(self, mode: str, deadline: float) -> None:
+        """Begin to drain, or to drain quicker; `mode` is a `DrainMode` value, `deadline` CLOCK_MONOTONIC seconds."""
+        if self._drain is not None:
+            self._drain.request(DrainMode(mode), deadline)
+        elif self._starting is not None:
+            self._starting.cancel()
+
+    async def serve_until_drained(self) -> None:
+        """Serve until a requested drain is done, the application's shutdown included."""
+        assert self._drain is not None
+        assert self._beat is not None
+        try:
+            await self._drain.run()
+        finally:
+            self._beat.stop()
+
+    def _on_beat(self, context: Context, now: float) -> None:
+        context.tick(now)
+        self._logs.error_writer.flush()
+        access = self._logs.access
+        self._row[LOG_DROPPED] = self._logs.error_writer.dropped + (access.dropped if access is not None else 0)
+
+    def _context(self, loop: asyncio.AbstractEventLoop) -> Context:
+        http = self._settings.http
+        limit = self._request_limit()
+        return Context(
+            app=self._app,
+            loop=loop,
+            row=self._row,
+            error_log=log,
+            access=access_log(self._logs, loop),
+            state=self._state,
+            root_path=self._settings.app.root_path,
+            limits=_limits(http),
+            keep_alive=http.keep_alive,
+            server_header=http.server_header,
+            date_header=http.date_header,
+            headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in http.headers],
+            max_requests=limit,
+            on_request_limit=lambda: self._on_request_limit(limit),
+            reset_contextvars=self._settings.app.reset_contextvars,
+        )
+
+    def _request_limit(self) -> int:
+        """Return after how many requests this worker is due; drawn, lest all workers be due at once. 0 is never."""
+        pool = self._settings.pool
+        if pool.max_requests is None:
+            return 0
+        return pool.max_requests + random.randint(0, pool.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
+
+
+def _limits(http: HTTPSettings) -> Limits:
+    concurrency = http.limit_concurrency or 0
+    if http.http == "h11":
+        return Limits(concurrency=concurrency, head=http.h11_max_incomplete_event_size)
+    return Limits(concurrency=concurrency)
