@@ -47,6 +47,7 @@ KILL_GRACE_SECONDS = 5.0
 
 def main(invocation: Invocation, resolved: Resolved) -> int:
     """Supervise until stopped; returns the exit code. Raises `ProcmgrError` when it cannot start."""
+    process.open_standard_streams()
     with ExitStack() as stack:
         return Arbiter(invocation, resolved, stack).run()
 

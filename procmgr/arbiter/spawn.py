@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from procmgr.arbiter.signals import all_blocked, reset_in_child
@@ -27,8 +28,7 @@ def fork(run: Callable[[], int], *, close_in_child: Callable[[], None]) -> int:
 
     Returns the child's pid. Raises `OSError` (EAGAIN, ENOMEM; fork(2)).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush_streams()  # what is buffered would be written twice
     with all_blocked() as mask:
         pid = os.fork()
         if pid == 0:
@@ -51,6 +51,13 @@ def _child(run: Callable[[], int], close_in_child: Callable[[], None], mask: set
     except BaseException:  # noqa: BLE001 - nothing may unwind into the arbiter's frames; the reason is said, then we exit
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            _flush_streams()
+        finally:
+            os._exit(status)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # the reader left, the disk is full, the application closed it
+            stream.flush()

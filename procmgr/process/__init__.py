@@ -1,6 +1,13 @@
 """What a process sets on itself: death signal, name, privileges, limits, pid file; and how many CPUs it may use."""
 
-from procmgr.process.attributes import get_pdeathsig, raise_nofile_limit, set_pdeathsig, set_subreaper, set_title
+from procmgr.process.attributes import (
+    get_pdeathsig,
+    open_standard_streams,
+    raise_nofile_limit,
+    set_pdeathsig,
+    set_subreaper,
+    set_title,
+)
 from procmgr.process.cpus import usable_cpus
 from procmgr.process.pidfile import PidFile
 from procmgr.process.privileges import Privileges, drop_privileges, resolve_privileges
@@ -12,6 +19,7 @@ __all__ = [
     "drop_privileges",
     "enlarge_signal_stack",
     "get_pdeathsig",
+    "open_standard_streams",
     "raise_nofile_limit",
     "resolve_privileges",
     "set_pdeathsig",

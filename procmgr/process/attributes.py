@@ -1,10 +1,11 @@
-"""What a process asks of the kernel for itself: a death signal, being subreaper, a name, more descriptors."""
+"""What a process asks of the kernel for itself: death signal, subreaper, name, standard streams, more descriptors."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import resource
+import sys
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -51,6 +52,21 @@ def _prctl(option: int, argument: object) -> None:
     if libc.prctl(ctypes.c_int(option), argument, zero, zero, zero) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def open_standard_streams() -> None:
+    """Put /dev/null in place of each standard stream that is closed, and give `sys` an object for it.
+
+    Otherwise the next socket opened gets its number, and what is logged goes to a client. Call it before anything is
+    opened. Raises OSError.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is `fd`
+            os.set_inheritable(null, True)  # noqa: FBT003 - its only signature
+            setattr(sys, name, os.fdopen(null, "r" if fd == 0 else "w", closefd=False))
 
 
 def raise_nofile_limit() -> int:
