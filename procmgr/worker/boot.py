@@ -19,6 +19,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,10 @@ def boot(birth: Birth) -> int:
     except ProcmgrError as error:
         return _cannot_start(birth, error, "")
     finally:
-        atexit._run_exitfuncs()  # noqa: SLF001 - os._exit(2) follows, which would skip what the application registered
+        # os._exit(2) follows, which would skip what the application registered. The interpreter's order: threads first,
+        # since that is where executors end their processes, then exit functions, where multiprocessing joins them.
+        threading._shutdown()  # type: ignore[attr-defined] # noqa: SLF001 - as multiprocessing does in its children
+        atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way to run them
         _flush_logs(birth.logs)
 
 
@@ -186,7 +190,8 @@ def _run(birth: Birth) -> int:
 def _leave_to_parent(birth: Birth) -> None:
     """In a child of the worker (a process pool): hold neither the port nor the channel after the worker's death."""
     for listener in birth.listeners:
-        listener.sock.close()
+        if listener.sock.fileno() >= 0:
+            os.close(listener.sock.detach())  # close() waits for the event loop, which uses the socket, to let go of it
     birth.channel.close()
 
 
