@@ -120,7 +120,7 @@ def test_a_blocked_loop_is_killed_after_the_timeout_with_its_stack_and_replaced(
     heir = daemon.probe.wait("startup")
     assert visit.left()
     assert heir.pid != visit.pid
-    assert re.search(rf"pid {visit.pid}\) was killed by procmgr because its event loop was blocked", daemon.log)
+    daemon.logged(rf"pid {visit.pid}\) was killed by procmgr because its event loop was blocked")
     assert re.search(r'stage\.py", line \d+ in hold', daemon.log), "the stack says where it was blocked"
     assert daemon.get()["pid"] == heir.pid
 
