@@ -212,7 +212,7 @@ def test_as_pid_1_it_buries_foreign_children_and_stops_on_term(launch, write_app
 
 def test_check_config_says_ok_and_touches_nothing(tmp_path):
     port = proc.free_port()
-    checked = run("--check-config", "-b", f"127.0.0.1:{port}", "-p", str(tmp_path / "pid"), "support.stage:identity")
+    checked = run("--check-config", "-b", f"127.0.0.1:{port}", "-p", str(tmp_path / "pid"), "support.testapp:app")
     assert checked.returncode == 0, checked.stderr
     assert not (tmp_path / "pid").exists()
 
@@ -232,8 +232,9 @@ def test_print_config_shows_each_value_with_its_origin(tmp_path):
     assert printed.returncode == 0, printed.stderr
     lines = {line.split()[0]: line for line in printed.stdout.splitlines() if line.split()}
     assert "7" in lines["timeout"]
-    assert "command line" in lines["timeout"]
-    assert re.search(r"5.*WEB_CONCURRENCY", lines["workers"])
+    assert "--timeout" in lines["timeout"]
+    assert re.search(r"5.*WEB_CONCURRENCY", lines["workers"]), "the environment wins over the file"
+    assert "default" in lines["keep_alive"]
 
 
 MISTAKES = {
@@ -241,7 +242,8 @@ MISTAKES = {
     "an unknown option": (["--wrokers", "2", "support.testapp:app"], 2),
     "a number that is none": (["-w", "many", "support.testapp:app"], 2),
     "an address without a port": (["-b", "localhost", "support.testapp:app"], 2),
-    "a missing config file": (["-c", "/no/such/file.toml", "support.testapp:app"], 78),
+    "a missing config file": (["-c", "/no/such/file.toml", "support.testapp:app"], 2),
+    "an unknown key in the config file": (["-c", "unknown.toml", "support.testapp:app"], 78),
     "an application without its attribute": (["support.testapp"], 2),
     "options that exclude each other": (["--uds", "/tmp/x", "--host", "::1", "support.testapp:app"], 2),
     "a Windows-only loop": (["--loop", "iocp", "support.testapp:app"], 2),
@@ -249,13 +251,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_answered_in_one_line_with_its_exit_code(case):
+def test_a_mistake_is_answered_in_one_line_with_its_exit_code(case, tmp_path):
+    (tmp_path / "unknown.toml").write_text("wrkers = 3\n")
     arguments, code = MISTAKES[case]
-    refused = run(*arguments)
+    refused = run(*arguments, cwd=tmp_path)
     assert refused.returncode == code, refused.stderr
     assert "Traceback" not in refused.stderr
     assert refused.stdout == ""
-    assert refused.stderr.strip()
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
 
 
 def test_a_module_run_from_a_directory_without_any_config_serves(serve, tmp_path):
