@@ -25,6 +25,7 @@ Pair = tuple[str, str]
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 _OCTAL: Final = re.compile(r"(?:0o)?[0-7]{1,4}")
+_MAX_ID: Final = (1 << 32) - 2  # (uid_t) -1 means "leave it" to setresuid(2)
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -71,7 +72,8 @@ def account(metavar: str, example: str) -> Kind[str]:
     """Return the kind of a user or group, by name or by number."""
 
     def read(text: str) -> str:
-        if not text or text.startswith("-") or _CONTROL.search(text):
+        number = text.isascii() and text.isdecimal()
+        if not text or text.startswith("-") or _CONTROL.search(text) or (number and int(text[:20]) > _MAX_ID):
             raise ValueError
         return text
 
@@ -122,7 +124,12 @@ def choice(words: tuple[T, ...], refused: Mapping[str, str] | None = None) -> Ki
     schema: Schema = {"enum": [*known]}
     bars = f"[{'|'.join(known)}]"
     return Kind(
-        metavar=bars, wanted=wanted, text=read, toml=lambda word: quoted(str(word)), schema=schema, example=[*known][-1]
+        metavar=bars,
+        wanted=wanted,
+        text=read,
+        toml=lambda word: quoted(str(word)),
+        schema=schema,
+        example=[*known][len(known) // 2],
     )
 
 
@@ -286,7 +293,9 @@ def host() -> Kind[str]:
     """Return the kind of a host to listen on: a name, an IPv4 or an IPv6 address, the latter in brackets or not."""
 
     def read(text: str) -> str:
-        name = text.removeprefix("[").removesuffix("]")
+        name = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        if not name:
+            raise ValueError
         try:
             parse_address(f"[{name}]:0" if ":" in name else f"{name}:0")
         except ValueError:
