@@ -243,7 +243,7 @@ class Context:
             connection.abort()
 
     def drained(self) -> asyncio.Future[None]:
-        """Return a future that is done once no connection is open and no request runs. Ask after `begin_drain`.
+        """Return a future that is done once no connection is open and no request runs.
 
         Awaited under a time-out it must be shielded, else it is cancelled for all who wait.
         """
@@ -276,7 +276,7 @@ class Context:
         """Forget a connection."""
         self.connections.discard(connection)
         self.row[CONNECTIONS] = len(self.connections)
-        if self.draining is not None:
+        if self._drained is not None:
             self.settle()
 
     def began(self) -> None:
@@ -290,5 +290,5 @@ class Context:
         self.row[ACTIVE] = self.active
         if task is not None:
             self.tasks.discard(task)
-        if self.draining is not None:
+        if self._drained is not None:
             self.settle()

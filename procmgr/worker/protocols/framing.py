@@ -44,6 +44,8 @@ _SPECIAL: Final = _SINGLE | {b"connection", b"transfer-encoding"}
 _SLASH: Final = ord("/")
 _MAX_LENGTH_DIGITS: Final = 18
 _KNOWN_HOSTS: Final = 1024
+CHUNK_CREDIT: Final = 32
+"""Bytes of framing that a chunk may have before they count as overhead."""
 END: Final = b"\r\n\r\n"
 
 

@@ -186,6 +186,8 @@ class Http1Connection(Connection):
         context = self.context
         try:
             request = read_line(head, context.limits.request_line)
+            if len(head) > context.limits.head:
+                raise Refused(431, "head too large")
             try:
                 headers = self._codec.read_head(request)
             except Refused as refusal:
@@ -376,6 +378,7 @@ class Http1Connection(Connection):
             self._answer(refusal.status, refusal.reason, head_only=head_only)
         if cycle is not None:
             cycle.client_lost()
+            self.cycle = None
         self.close()
 
     def _overloaded(self, cycle: Cycle) -> None:

@@ -15,10 +15,9 @@ from typing import Final
 
 import httptools
 
-from procmgr.worker.protocols.framing import END, FORBIDDEN_TRAILERS, Headers, Refused, Request
+from procmgr.worker.protocols.framing import CHUNK_CREDIT, END, FORBIDDEN_TRAILERS, Headers, Refused, Request
 
 _CHUNKED: Final = b"Transfer-Encoding: chunked"
-_CHUNK_CREDIT: Final = 32
 
 
 class HttptoolsCodec:
@@ -129,7 +128,7 @@ class HttptoolsCodec:
     def on_body(self, body: bytes) -> None:
         """Take bytes of the body."""
         self._parts.append(body)
-        self._overhead = max(0, self._overhead - len(body) - _CHUNK_CREDIT)
+        self._overhead = max(0, self._overhead - len(body) - CHUNK_CREDIT)
 
     def on_message_complete(self) -> None:
         """Note the end of the message."""

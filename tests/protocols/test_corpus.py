@@ -1,0 +1,66 @@
+"""Both parsers, one corpus: what becomes of a request depends neither on the parser nor on how it was cut up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from protocols.corpus import CASES, Case
+from support.wire import PATIENCE, read_body, run, serving, split_replies
+
+CODECS = ["httptools", "h11"]
+
+
+def pieces(raw: bytes, how: str) -> list[bytes]:
+    match how:
+        case "at once":
+            return [raw] if raw else []
+        case "by line":
+            return [line + b"\n" for line in raw.split(b"\n")[:-1]] + [raw.split(b"\n")[-1]]
+        case _:
+            return [raw[i : i + 1] for i in range(len(raw))]
+
+
+async def echo(scope, receive, send):
+    try:
+        body = await read_body(receive)
+    except AssertionError:  # the client ended in the middle
+        return
+    query = "?" + scope["query_string"].decode() if scope["query_string"] else ""
+    answer = json.dumps([scope["method"], scope["path"] + query, body.decode("latin-1")]).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-method", scope["method"].encode())]})
+    await send({"type": "http.response.body", "body": answer})
+
+
+async def outcome(raw: bytes, codec: str, how: str) -> tuple[list[object], bool]:
+    """Return the answers, and whether the server closed by itself before the client ended."""
+    async with serving(echo, codec) as server:
+        client = await server.connect()
+        connection = await server.connection()
+        for piece in pieces(raw, how):
+            if connection.transport.is_closing():
+                break
+            if piece:
+                connection.data_received(piece)
+            await asyncio.sleep(0)
+        await server.until(lambda: not connection.busy)
+        client.shut()
+        data = await asyncio.wait_for(client.reader.read(-1), PATIENCE)
+    return data, server.records.lines
+
+
+def answers(data: bytes) -> list[object]:
+    return [tuple(json.loads(reply.body)) if reply.status == 200 else reply.status for reply in split_replies(data, [])]
+
+
+@pytest.mark.parametrize("how", ["at once", "by line", "by byte"])
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_request_has_the_outcome_its_clause_demands(case: Case, codec: str, how: str) -> None:
+    if how == "by byte" and len(case.raw) > 20_000:
+        pytest.skip("its size is what is tested")
+    data, lines = run(outcome(case.raw, codec, how))
+    assert answers(data) == case.outcome, (case.clause, data[:500], lines)
+    refused = [answer for answer in case.outcome if isinstance(answer, int)]
+    assert len(lines) == len(refused), lines
