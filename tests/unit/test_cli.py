@@ -136,11 +136,9 @@ MISTAKES = [
         ["--access-logfile", "-", "a:b"],
         2,
         (
-            (
-                "--access-logfile is not available in this version: access lines go to standard "
-                "output; redirect that, or use "
-            ),
-            "--log-config",
+            "--access-logfile is not available in this version: access lines go to standard "
+            "output; redirect that, or use "
+            "--log-config"
         ),
     ),
     (

@@ -348,11 +348,9 @@ MISTAKES = [
         "",
         UsageError,
         (
-            (
-                "app: 'path/to/x.py:application' from the command line: that is a path; expected "
-                "a module and an attribute, "
-            ),
-            "as in path.to.x:application",
+            "app: 'path/to/x.py:application' from the command line: that is a path; expected "
+            "a module and an attribute, "
+            "as in path.to.x:application"
         ),
     ),
     (
