@@ -1,8 +1,7 @@
 """The composition root: settings become listeners, processes, a pool and the loop that runs them.
 
 `Arbiter` owns what outlives a generation: listeners, the guard, the pid file, the notifier. What a generation is made
-of is a `Plan`. A reload makes the next plan of the configuration as it is now, or is refused as a whole if any of it is
-wrong; the plan becomes a generation's when the pool begins that generation, which is never forked after a rollback.
+of is a `Plan`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import os
 import random
 import signal
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,20 +21,21 @@ from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.events import Reload, ScaleBy, Stop
 from procmgr.arbiter.core.policy import Policy
 from procmgr.arbiter.core.pool import Pool
-from procmgr.arbiter.core.view import WorkerState, status_line
+from procmgr.arbiter.core.view import status_line
 from procmgr.arbiter.guard import Guard
 from procmgr.arbiter.host import LinuxHost, Member
 from procmgr.arbiter.listeners import Listeners
 from procmgr.arbiter.loop import Loop
+from procmgr.arbiter.plans import Plans
 from procmgr.arbiter.report import Report
 from procmgr.arbiter.signals import SignalQueue, StopLadder
-from procmgr.config.resolve import Invocation, Resolved, changes, resolve
-from procmgr.errors import ConfigError, ExitCode, ProcmgrError
+from procmgr.errors import ExitCode, ProcmgrError
 from procmgr.worker import boot
 
 if TYPE_CHECKING:
+    from procmgr.arbiter.plans import Plan
+    from procmgr.config.resolve import Invocation, Resolved
     from procmgr.config.settings import Settings
-    from procmgr.process import Privileges
     from procmgr.sockets import Listener
 
 log = logging.getLogger("procmgr.error")
@@ -83,15 +82,6 @@ def policy_of(settings: Settings) -> Policy:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What workers of one generation are made of."""
-
-    settings: Settings
-    listeners: tuple[Listener, ...]
-    privileges: Privileges | None
-
-
 class Arbiter:
     """Everything that outlives a generation, and the answers to signals and notices."""
 
@@ -105,8 +95,8 @@ class Arbiter:
         for note in resolved.notes:
             log.info("%s", note)
         stack.callback(self._listeners.keep, ())
-        first = self._plan(settings)
-        self._pending: Plan | None = None
+        self._plans = Plans(invocation=invocation, listeners=self._listeners)
+        first = self._plans.make(settings)
         if settings.process.pid is not None:
             pid_file = process.PidFile(Path(settings.process.pid))
             stack.callback(pid_file.close)
@@ -116,7 +106,7 @@ class Arbiter:
         self._host = LinuxHost(birth=self._birth, close_in_child=self._close_in_child)
         self._report = Report(members=self._host.members)
         self._pool = Pool(policy_of(settings), now=self._host.now(), random=random.random)
-        self._plans = {self._pool.view().generation: first}
+        self._plans.adopt(self._pool.view().generation, first)
         self._loop = Loop(pool=self._pool, host=self._host, signals=self._signals, observer=self)
         self._guard = self._fork_guard()
 
@@ -160,10 +150,9 @@ class Arbiter:
         """Say a notice, and act where it concerns more than the pool."""
         match notice:
             case actions.ReloadBegun(generation=generation):
-                assert self._pending is not None  # every generation after the first is begun by a reload
-                self._plans[generation], self._pending = self._pending, None
+                self._plans.begin(generation)
             case actions.ReloadEnded():
-                self._forget_plans()
+                self._plans.forget(self._pool.view())
             case _:
                 pass
         self._report.say(notice)
@@ -175,15 +164,8 @@ class Arbiter:
         self._notifier.watchdog()
         self._notifier.status(status_line(self._pool.view()))
 
-    def _plan(self, settings: Settings) -> Plan:
-        privileges = process.resolve_privileges(settings.process.user, settings.process.group)
-        listeners = self._listeners.open(
-            settings.bind.addresses, backlog=settings.bind.backlog, umask=settings.process.umask
-        )
-        return Plan(settings, listeners, privileges)
-
     def _birth(self, order: actions.Spawn, member: Member, channel: messages.Channel) -> boot.Birth:
-        plan = self._plans[order.generation]
+        plan = self._plans.of(order.generation)
         return boot.Birth(
             worker_id=order.worker_id,
             slot=order.slot,
@@ -210,13 +192,12 @@ class Arbiter:
             log.info("reload ignored: stopping")
             return
         try:
-            plan = self._replan()
+            plan = self._plans.propose(self._pool.view().generation)
         except ProcmgrError as error:
             log.error("reload refused, nothing changed: %s", error)
             self._notifier.reloading("reload refused")
             self._notifier.ready(f"reload refused: {error}")
             return
-        self._pending = plan
         level = _live_level(plan.settings)
         if level is not None:
             logs.set_level(level)
@@ -224,30 +205,8 @@ class Arbiter:
         self._notifier.reloading("reloading")
         self._loop.post(Reload(policy_of(plan.settings)))
 
-    def _replan(self) -> Plan:
-        settings = resolve(self._invocation).settings
-        changed = changes(self._plan_in_force().settings, settings)
-        if changed.restart:
-            names = ", ".join(sorted(changed.restart))
-            raise ConfigError(f"a change of {names} needs a restart")
-        return self._plan(settings)
-
-    def _forget_plans(self) -> None:
-        """Drop plans that no worker serves by and none will, and close the listeners that only they had.
-
-        A worker that drains accepts no more: an address that is gone must refuse at once, not queue for nobody.
-        """
-        view = self._pool.view()
-        serving = {worker.generation for worker in view.workers if worker.state is not WorkerState.DRAINING}
-        alive = serving | {view.generation, view.rolling}
-        for generation in [number for number in self._plans if number not in alive]:
-            del self._plans[generation]
-        plans = [*self._plans.values(), *([self._pending] if self._pending else [])]
-        self._listeners.keep({listener.requested for plan in plans for listener in plan.listeners})
-
     def _plan_in_force(self) -> Plan:
-        """Return the newest plan that was accepted and not rolled back."""
-        return self._pending or self._plans[self._pool.view().generation]
+        return self._plans.in_force(self._pool.view().generation)
 
     def _reopen_logs(self) -> None:
         logs.reopen_files()

@@ -1,0 +1,92 @@
+"""Plans: what the workers of each generation are made of.
+
+A reload makes the next plan of the configuration as it is now, or is refused as a whole if any of it is wrong. The plan
+waits until the pool begins its generation, and is never forked from after a rollback. Listeners are bound before a plan
+is accepted, and closed when the last plan that has them is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from procmgr import process
+from procmgr.arbiter.core.view import WorkerState
+from procmgr.config.resolve import changes, resolve
+from procmgr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from procmgr.arbiter.core.view import View
+    from procmgr.arbiter.listeners import Listeners
+    from procmgr.config.resolve import Invocation
+    from procmgr.config.settings import Settings
+    from procmgr.process import Privileges
+    from procmgr.sockets import Listener
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What workers of one generation are made of."""
+
+    settings: Settings
+    listeners: tuple[Listener, ...]
+    privileges: Privileges | None
+
+
+class Plans:
+    """The plan of each generation that serves or may, and the one of an accepted reload that has not begun."""
+
+    def __init__(self, *, invocation: Invocation, listeners: Listeners) -> None:
+        self._invocation = invocation
+        self._listeners = listeners
+        self._plans: dict[int, Plan] = {}
+        self._pending: Plan | None = None
+
+    def make(self, settings: Settings) -> Plan:
+        """Return the plan for `settings`, its listeners bound; raises `ProcmgrError`."""
+        privileges = process.resolve_privileges(settings.process.user, settings.process.group)
+        listeners = self._listeners.open(
+            settings.bind.addresses, backlog=settings.bind.backlog, umask=settings.process.umask
+        )
+        return Plan(settings, listeners, privileges)
+
+    def propose(self, generation: int) -> Plan:
+        """Make the next plan of the configuration as it is now and let it wait for the pool to begin its generation.
+
+        `generation` is the one in force. Raises `ProcmgrError`, and nothing has changed then.
+        """
+        settings = resolve(self._invocation).settings
+        changed = changes(self.in_force(generation).settings, settings)
+        if changed.restart:
+            raise ConfigError(f"a change of {', '.join(sorted(changed.restart))} needs a restart")
+        self._pending = self.make(settings)
+        return self._pending
+
+    def adopt(self, generation: int, plan: Plan) -> None:
+        """Have workers of `generation` made by `plan`."""
+        self._plans[generation] = plan
+
+    def begin(self, generation: int) -> None:
+        """Have workers of `generation` made by the plan that waits."""
+        assert self._pending is not None  # every generation after the first is begun by a reload
+        self._plans[generation], self._pending = self._pending, None
+
+    def of(self, generation: int) -> Plan:
+        """Return the plan that workers of `generation` are made by."""
+        return self._plans[generation]
+
+    def in_force(self, generation: int) -> Plan:
+        """Return the newest plan that was accepted and not rolled back; `generation` is the pool's own."""
+        return self._pending or self._plans[generation]
+
+    def forget(self, view: View) -> None:
+        """Drop plans that no worker serves by and none will, and close the listeners that only they had.
+
+        A worker that drains accepts no more: an address that is gone must refuse at once, not queue for nobody.
+        """
+        serving = {worker.generation for worker in view.workers if worker.state is not WorkerState.DRAINING}
+        alive = serving | {view.generation, view.rolling}
+        for generation in [number for number in self._plans if number not in alive]:
+            del self._plans[generation]
+        plans = [*self._plans.values(), *([self._pending] if self._pending else [])]
+        self._listeners.keep({listener.requested for plan in plans for listener in plan.listeners})
