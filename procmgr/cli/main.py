@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
+
+import click
 
 from procmgr import __version__
 from procmgr.cli.options import Action, help_text, parse
@@ -23,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except ProcmgrError as error:
-        sys.stderr.write(error_text(error))
+        with suppress(OSError):  # nobody reads it: the exit code still says it
+            click.echo(error_text(error), nl=False, err=True)
         return error.exit_code
     except KeyboardInterrupt:
         # Before the arbiter's handlers are in place; a shell has to see that it was the signal that ended us.
@@ -78,8 +82,7 @@ def working_directory() -> Path:
 def _print(text: str) -> int:
     try:
         # TOML is UTF-8 whatever the locale; a path that is not is shown escaped.
-        sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
-        sys.stdout.flush()
+        click.echo(text.encode("utf-8", "backslashreplace"), nl=False)
     except BrokenPipeError:
         # The reader has seen enough; the interpreter's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -347,6 +347,14 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("arguments", ["--help", "--wrokers"])
+def test_closed_standard_streams_change_no_exit_code(arguments):
+    """A daemon may be started with none of them; sys.stdout and sys.stderr are None then."""
+    command = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "procmgr", arguments]
+    done = subprocess.run(command, env={"PYTHONPATH": str(Path(__file__).parents[2])}, check=False, timeout=30)
+    assert done.returncode == {"--help": 0, "--wrokers": 2}[arguments]
+
+
 def test_usage_errors_are_refusals():
     with pytest.raises(UsageError):
         parse(["--zzz"])
