@@ -58,7 +58,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class ReopenLogs:
-    """Arbiter: log files were reopened; their descriptors come with this message, in the order of the settings."""
+    """Arbiter: log files were reopened; with it come the descriptors for diagnostics and for access lines."""
 
 
 @dataclass(frozen=True, slots=True)

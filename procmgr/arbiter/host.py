@@ -175,10 +175,10 @@ class LinuxHost:
         """Send the drain on the channel; a worker that cannot take it is met by its deadline."""
         self._tell(order.worker_id, messages.Drain(order.mode.value, order.deadline))
 
-    def broadcast(self, message: messages.Message) -> None:
-        """Send `message` to every member."""
+    def broadcast(self, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
+        """Send `message` to every member, with copies of `fds`."""
         for worker_id in self.members:
-            self._tell(worker_id, message)
+            self._tell(worker_id, message, fds)
 
     def terminate(self, worker_id: int) -> None:
         """Send TERM."""
@@ -286,8 +286,8 @@ class LinuxHost:
                 log.error("worker %d (slot %d) sent an arbiter's message", worker_id, member.slot)
                 return None
 
-    def _tell(self, worker_id: int, message: messages.Message) -> None:
-        if not self.members[worker_id].channel.send(message):
+    def _tell(self, worker_id: int, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
+        if not self.members[worker_id].channel.send(message, fds):
             log.warning("worker %d does not take messages; its deadline decides", worker_id)
 
     def _signal(self, worker_id: int, signum: int) -> None:

@@ -25,6 +25,7 @@ from procmgr.arbiter.core.view import status_line
 from procmgr.arbiter.guard import Guard
 from procmgr.arbiter.host import LinuxHost, Member
 from procmgr.arbiter.listeners import Listeners
+from procmgr.arbiter.logfiles import LogFiles
 from procmgr.arbiter.loop import Loop
 from procmgr.arbiter.plans import Plans
 from procmgr.arbiter.report import Report
@@ -89,7 +90,8 @@ class Arbiter:
         self._invocation = invocation
         self._notifier = systemd.Notifier.from_environ(os.environ)
         settings = resolved.settings
-        self._logs = _configure_logs(settings)
+        self._log_files = LogFiles(settings.logs)
+        self._logs = _configure_logs(settings, self._log_files)
         inherited = systemd.inherited_sockets(os.environ, on_ignored=lambda reason: log.warning("%s", reason))
         self._listeners = Listeners(inherited=inherited)
         for note in resolved.notes:
@@ -210,7 +212,13 @@ class Arbiter:
 
     def _reopen_logs(self) -> None:
         logs.reopen_files()
-        self._host.broadcast(messages.ReopenLogs())
+        try:
+            fds = self._log_files.reopen()
+        except ProcmgrError as error:
+            log.error("the log files stay as they are: %s", error)
+            return
+        self._host.broadcast(messages.ReopenLogs(), fds)
+        self._logs.replace(fds)
         log.info("log files reopened")
 
     def _notify(self, notice: actions.Notice) -> None:
@@ -259,10 +267,12 @@ def _live_level(settings: Settings) -> str | None:
     return settings.logs.log_level or (None if settings.logs.log_config else "info")
 
 
-def _configure_logs(settings: Settings) -> logs.LogSetup:
+def _configure_logs(settings: Settings, files: LogFiles) -> logs.LogSetup:
     return logs.configure(
         level=settings.logs.log_level,
         access=settings.logs.access_log,
         use_colors=settings.logs.use_colors,
         log_config=settings.logs.log_config,
+        stdout=files.access,
+        stderr=files.error,
     )

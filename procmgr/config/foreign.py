@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LATER: Final = "is not available in this version"
-_ACCESS: Final = f"{_LATER}: access lines go to standard output; redirect that, or use --log-config"
-_ERRORS: Final = f"{_LATER}: diagnostics go to standard error; redirect that, or use --log-config"
+_CAPTURE: Final = (
+    "is not an option of procmgr: the application's own output stays where the arbiter's goes; redirect that"
+)
 _LOGGING: Final = "is not an option of procmgr: configure logging with --log-config"
 _NEEDLESS: Final = "is not an option of procmgr, and not needed: leave it out"
 
@@ -54,11 +55,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         "--http-parser": "is not an option of procmgr: use --http",
         "--paste-global": "is not an option of procmgr: name the application as module:attribute",
         "--pythonpath": "is not an option of procmgr: use --app-dir",
-        "--access-logfile": _ACCESS,
-        "--access-log-file": _ACCESS,
-        "--error-logfile": _ERRORS,
-        "--log-file": _ERRORS,
-        "--capture-output": _ERRORS,
+        "--capture-output": _CAPTURE,
         **dict.fromkeys(
             (
                 *("--access-logformat", "--logger-class", "--log-syslog", "--log-syslog-to", "--log-syslog-prefix"),

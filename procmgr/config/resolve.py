@@ -75,6 +75,7 @@ def resolve(invocation: Invocation) -> Resolved:
     _check_paths(given, invocation.cwd)
     settings = build({name: each.value for name, each in given.items()})
     _check_rows(settings, given)
+    _check_logs(given)
     return Resolved(
         settings=settings,
         origins=MappingProxyType({name: given[name].origin if name in given else DEFAULT for name in TABLE}),
@@ -161,6 +162,13 @@ def _check_rows(settings: Settings, given: Mapping[str, Given]) -> None:
         origin = given["reload_surge"].origin if "reload_surge" in given else given["workers"].origin
         wanted = f"expected at most {MAX_ROWS - 2 * workers} with {workers} workers"
         raise origin.refuse(f"reload_surge: {surge} from {origin}: {wanted}")
+
+
+def _check_logs(given: Mapping[str, Given]) -> None:
+    """Refuse a file for what a log configuration already sends elsewhere."""
+    for name in ("log_file", "access_log_file"):
+        if name in given and given[name].value is not None and "log_config" in given:
+            raise given[name].origin.refuse(_exclusive((name, given[name]), ("log_config", given["log_config"])))
 
 
 def _pointless(settings: Settings) -> list[str]:

@@ -351,6 +351,24 @@ class LogSettings:
         uvicorn="log_config",
         gunicorn="logconfig",
     )
+    log_file: str | None = setting(
+        None,
+        path("FILE", "/var/log/procmgr.log"),
+        _RESTART,
+        "Write diagnostics to this file, opened anew on USR1; - is standard output.",
+        flags=("--error-logfile",),
+        default="standard error",
+        gunicorn="errorlog",
+    )
+    access_log_file: str | None = setting(
+        None,
+        path("FILE", "/var/log/procmgr.log"),
+        _RESTART,
+        "Write access lines to this file, opened anew on USR1; - is standard output.",
+        flags=("--access-logfile",),
+        default="standard output",
+        gunicorn="accesslog",
+    )
     access_log: bool = setting(
         True, switch(), _RESTART, "Write a line for each request to standard output.", uvicorn="access_log"
     )

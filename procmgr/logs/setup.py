@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import logging.config
+import os
 import tomllib
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from procmgr.logs.formatters import TRACE, AccessFormatter, DefaultFormatter, pa
 from procmgr.logs.writer import GuardedHandler, LineWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+_STDERR: Final = 2
 ERROR_LOGGER: Final = "procmgr.error"
 ACCESS_LOGGER: Final = "procmgr.access"
 _MIRRORED: Final = {"uvicorn": "procmgr", "uvicorn.error": ERROR_LOGGER, "uvicorn.access": ACCESS_LOGGER}
@@ -48,6 +50,17 @@ class LogSetup:
     access_via_logging: bool
     access_colors: bool
     error_writer: LineWriter
+
+    def replace(self, fds: Sequence[int]) -> None:
+        """Write to other files from now on: `fds` are the new ones for diagnostics and access lines, and are consumed.
+
+        Each takes over its predecessor's number, so whoever else holds that number in this process follows.
+        """
+        writers = (self.error_writer, self.access)
+        for fd, writer in zip(fds, writers, strict=True):
+            if writer is not None:
+                os.dup2(fd, writer.fileno(), inheritable=writer.fileno() <= _STDERR)
+            os.close(fd)
 
     def after_fork(self) -> None:
         """Give a child buffers of its own."""

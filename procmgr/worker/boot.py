@@ -263,13 +263,13 @@ class _Worker:
     def _on_channel(self) -> None:
         try:
             while (received := self._channel.receive()) is not None:
-                self._obey(received[0])
+                self._obey(*received)
         except messages.ChannelClosed:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             log.warning("the arbiter died: draining")
             self._server.request_drain("stop", self._own_deadline())
 
-    def _obey(self, message: messages.Message) -> None:
+    def _obey(self, message: messages.Message, fds: tuple[int, ...]) -> None:
         match message:
             case messages.Drain(mode=mode, deadline=deadline):
                 self._server.request_drain(mode, deadline)
@@ -277,6 +277,7 @@ class _Worker:
                 logs.set_level(level)
             case messages.ReopenLogs():
                 logs.reopen_files()
+                self._birth.logs.replace(fds)
             case _:
                 log.error("the arbiter sent a worker's message: %s", type(message).__name__)
 

@@ -1,0 +1,58 @@
+"""The log files that the settings name: opened, and on USR1 opened anew, by the arbiter alone.
+
+A worker without privileges may not open them, so it inherits the descriptors and is sent the new ones on its channel.
+Writes of several processes do not mix since the files are opened with O_APPEND (open(2)).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from procmgr.errors import ConfigError, PrivilegeError
+
+if TYPE_CHECKING:
+    from procmgr.config.settings import LogSettings
+
+_MODE: Final = 0o640
+_STDOUT: Final = 1
+_STDERR: Final = 2
+
+
+class LogFiles:
+    """Where diagnostics and access lines go, as the descriptors `error` and `access`.
+
+    Raises `ConfigError` or `PrivilegeError` when a file cannot be opened.
+    """
+
+    def __init__(self, settings: LogSettings) -> None:
+        self._settings = settings
+        self.error, self.access = self._open_all()
+
+    def reopen(self) -> tuple[int, int]:
+        """Return new descriptors for diagnostics and access lines, all of them the caller's to close.
+
+        Raises as the constructor does; then nothing changed.
+        """
+        error, access = self._open_all()
+        return os.dup(error) if error <= _STDERR else error, os.dup(access) if access <= _STDERR else access
+
+    def _open_all(self) -> tuple[int, int]:
+        with ExitStack() as undo:
+            error = _open("log_file", self._settings.log_file, _STDERR, undo)
+            access = _open("access_log_file", self._settings.access_log_file, _STDOUT, undo)
+            undo.pop_all()
+        return error, access
+
+
+def _open(setting: str, path: str | None, standard: int, undo: ExitStack) -> int:
+    if path is None or path == "-":
+        return _STDOUT if path else standard
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, _MODE)
+    except OSError as error:
+        refusal = PrivilegeError if isinstance(error, PermissionError) else ConfigError
+        raise refusal(f"{setting}: cannot open {path}: {error.strerror}") from error
+    undo.callback(os.close, fd)
+    return fd
