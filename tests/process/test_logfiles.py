@@ -5,8 +5,7 @@ import signal
 import stat
 
 import pytest
-
-from support import daemon as procmgr
+from support.daemon import run
 
 
 def test_a_rotated_log_goes_on_in_a_new_file_for_the_arbiter_and_its_workers(serve, tmp_path):
@@ -36,7 +35,7 @@ def test_workers_without_privileges_go_on_in_a_file_they_could_not_open(serve, t
     access.rename(tmp_path / "access.log.1")
     daemon.signal(signal.SIGUSR1)
     daemon.until(
-        lambda: daemon.get() and access.exists() and '"GET' in access.read_text(), "the new access log is used"
+        lambda: _asked(daemon) and access.exists() and '"GET' in access.read_text(), "the new access log is used"
     )
 
 
@@ -50,7 +49,7 @@ def test_both_logs_may_go_to_standard_output(serve):
 
 def test_a_log_file_that_cannot_be_opened_stops_the_start_in_one_line(tmp_path):
     missing = tmp_path / "missing" / "error.log"
-    done = procmgr.run("--log-file", str(missing), "support.testapp:app")
+    done = run("--log-file", str(missing), "support.testapp:app")
     assert done.returncode == 78
     assert done.stderr == f"procmgr: error: log_file: cannot open {missing}: No such file or directory\n"
 
@@ -70,6 +69,6 @@ def test_files_that_cannot_be_opened_anew_stay_in_use(serve, tmp_path):
 def test_a_log_file_beside_a_log_configuration_is_refused(tmp_path):
     config = tmp_path / "log.json"
     config.write_text('{"version": 1}')
-    done = procmgr.run("--log-file", "x.log", "--log-config", str(config), "support.testapp:app")
+    done = run("--log-file", "x.log", "--log-config", str(config), "support.testapp:app")
     assert done.returncode == 2
     assert "exclude each other" in done.stderr
