@@ -183,12 +183,25 @@ class Daemon:
         """Signal the arbiter alone."""
         self.process.send_signal(signum)
 
-    def reload(self) -> None:
+    def try_reload(self) -> None:
         """HUP, and wait until the reload has ended one way or the other."""
         self.notify.skip()
         self.signal(SIGHUP)
         self.wait(lambda message: message.fields.get("RELOADING") == "1", "RELOADING=1")
         self.ready()
+
+    def reload(self) -> None:
+        """HUP, and wait until every old worker was replaced and accepts no more."""
+        old = self.workers()
+        self.try_reload()
+        # A reload is done when the new workers are ready; that the old let go of the listeners follows unannounced.
+        assert proc.eventually(lambda: not any(self._accepts(pid) for pid in old)), f"not replaced\n{self.story()}"
+
+    def _accepts(self, worker: int) -> bool:
+        try:
+            return bool(proc.sockets_of(worker) & proc.sockets_of(self.pid))
+        except FileNotFoundError:
+            return False  # it is gone
 
     # How it answers
 
