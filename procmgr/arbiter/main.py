@@ -99,9 +99,9 @@ class Arbiter:
         stack.callback(self._listeners.keep, ())
         self._plans = Plans(invocation=invocation, listeners=self._listeners)
         first = self._plans.make(settings)
-        if settings.process.pid is not None:
-            pid_file = process.PidFile(Path(settings.process.pid))
-            stack.callback(pid_file.close)
+        self._pid_file = process.PidFile(Path(settings.process.pid)) if settings.process.pid is not None else None
+        if self._pid_file is not None:
+            stack.callback(self._pid_file.close)
         self._prepare_process(settings)
         self._ladder = StopLadder()
         self._signals = SignalQueue()
@@ -187,6 +187,8 @@ class Arbiter:
     def _close_in_child(self, keep: tuple[Listener, ...]) -> None:
         self._loop.close_in_child()
         self._listeners.close_in_child(keep)
+        if self._pid_file is not None:
+            self._pid_file.close_in_child()
 
     def _reload(self) -> None:
         """Read the configuration anew and roll the workers, or say why everything stays as it is."""

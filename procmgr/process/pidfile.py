@@ -39,6 +39,10 @@ class PidFile:
         """Return the descriptor that carries the lock."""
         return self._fd
 
+    def close_in_child(self) -> None:
+        """Close a forked child's copy: the file and its lock stay the parent's."""
+        os.close(self._fd)
+
     def close(self) -> None:
         """Remove the file if it is still this one, then give up the lock."""
         try:
