@@ -265,3 +265,43 @@ def test_a_module_run_from_a_directory_without_any_config_serves(serve, tmp_path
     daemon = serve(cwd=tmp_path, env={"PWD": str(tmp_path)})
     assert daemon.get()["pid"] in daemon.workers()
     assert list(tmp_path.iterdir()) == [], "nothing is left lying around"
+
+
+def test_a_worker_has_only_the_descriptors_it_needs(serve, tmp_path):
+    daemon = serve("-w", "4", "-p", str(tmp_path / "pid"))
+    listeners = proc.listening(daemon.port)
+    for worker in daemon.workers():
+        others = [each.pid for each in proc.children(daemon.pid) if each.pid != worker]
+        for other in (daemon.pid, *others):
+            assert proc.sockets_of(worker) & proc.sockets_of(other) <= listeners, "channels have two ends, not more"
+        files = [path for path in proc.files_of(worker) if "pid" in path or "stacks" in path]
+        assert len(files) == 1, f"its own stacks, and not the pid file: {files}"
+
+
+def test_reloads_leak_no_descriptor(serve):
+    daemon = serve("-w", "2")
+    daemon.reload()
+    assert proc.eventually(lambda: len(daemon.workers()) == 2)
+    before = [len(proc.files_of(pid)) for pid in (daemon.pid, *daemon.workers())]
+    for _ in range(5):
+        daemon.reload()
+    daemon.until(lambda: len(daemon.workers()) == 2, "the old workers are gone")
+    daemon.status(".")  # what was theirs is buried
+    after = [len(proc.files_of(pid)) for pid in (daemon.pid, *daemon.workers())]
+    assert after == before
+
+
+SHOW_SIGNALS = """
+import pathlib, subprocess
+from support.stage import tell
+from support.testapp import app
+text = subprocess.run(["/bin/cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+fields = dict(line.split(":", 1) for line in text.splitlines())
+tell("signals", blocked=fields["SigBlk"].strip(), ignored=fields["SigIgn"].strip())
+"""
+
+
+def test_a_program_that_the_application_starts_has_its_signals_as_the_daemon_was_given_them(serve, write_app, tmp_path):
+    daemon = serve("--app-dir", str(tmp_path), app=write_app(SHOW_SIGNALS))
+    told = daemon.probe.wait("signals").told
+    assert (told["blocked"], told["ignored"]) == ("0" * 16, "0" * 16)

@@ -169,3 +169,12 @@ def borrow(pid: int, inode: int) -> socket.socket:
     if copy < 0:
         raise OSError(ctypes.get_errno(), "pidfd_getfd")
     return socket.socket(fileno=copy)
+
+
+def files_of(pid: int) -> list[str]:
+    """Return what each descriptor of a process refers to."""
+    found: list[str] = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(link.readlink()))
+    return found
