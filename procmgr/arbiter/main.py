@@ -119,7 +119,7 @@ class Arbiter:
         where = ", ".join(sockets.url(listener.address) for listener in plan.listeners)
         workers = f"{settings.pool.workers} worker{'' if settings.pool.workers == 1 else 's'}"
         log.info(
-            "procmgr %s (pid %d) serves %s on %s with %s", __version__, os.getpid(), settings.app.app, where, workers
+            "procmgr %s (pid %d) starts %s on %s with %s", __version__, os.getpid(), settings.app.app, where, workers
         )
         code = self._loop.run()
         left = descendants.end_all(except_pids=frozenset({self._guard.pid}))

@@ -66,7 +66,7 @@ class Report:
         if member.last_words is not None and not death.was_ready:
             self._say_boot_failure(death, member)
             return
-        served = f"{member.row[scoreboard.REQUESTS]} requests served"
+        served = f"{_count(member.row[scoreboard.REQUESTS], 'request')} served"
         line = f"{self._name(death.worker_id)} {_cause(death)} after {death.age_seconds:.1f} s, {served}"
         stacks = member.stacks() if death.killed is not None else ""
         log.log(_severity(death), "%s%s", line, f"; its stacks were:\n{stacks}" if stacks else "")

@@ -52,7 +52,8 @@ def _run(arguments: Sequence[str]) -> int:
         case Action.CHECK:
             from procmgr.arbiter.main import check  # noqa: PLC0415 - what only prints or refuses loads no server
 
-            return check(invocation, resolved)
+            name = resolved.settings.app.app
+            return check(invocation, resolved) or _print(f"the configuration is valid and {name} can be imported\n")
         case Action.SERVE:
             from procmgr.arbiter.main import main as serve  # noqa: PLC0415 - as above
 
