@@ -1,7 +1,8 @@
 """The drain: a worker's way out, from the last accept to the end of lifespan.shutdown.
 
-Theory of operation: a drain has a mode and a deadline. Asking again can only raise the mode (retire → stop → quick) and
-bring the deadline nearer, whatever step it is at; hence no order of asking needs a special case. The steps:
+Theory of operation: a drain has a mode and a deadline; it begins within the call that asks for it and goes on in `run`.
+Asking again can only raise the mode (retire → stop → quick) and bring the deadline nearer, whatever step it is at;
+hence no order of asking needs a special case. The steps:
 
 1. Accept no more. For a stop, first what is queued: nobody else will, and closing the last descriptor of a listener
    resets its queue.
@@ -72,26 +73,23 @@ class Drain:
             return
         first, self._mode = self._mode is None, mode
         if first:
+            self._accept_no_more(mode)
             self._requested.set()
-        else:
-            self._context.begin_drain(mode)
+        self._context.begin_drain(mode)
 
     async def run(self) -> None:
         """Wait until a drain is requested and go through with it. Never raises for what the application does."""
         await self._requested.wait()
-        await self._accept_no_more()
+        for acceptor in self._acceptors:
+            await acceptor.settled()
         await self._finish_connections()
         await self._end_application()
 
-    async def _accept_no_more(self) -> None:
-        assert self._mode is not None
+    def _accept_no_more(self, mode: DrainMode) -> None:
         for acceptor in self._acceptors:
-            if self._mode is not DrainMode.RETIRE:
+            if mode is not DrainMode.RETIRE:
                 acceptor.take_queue()
             acceptor.close()
-        self._context.begin_drain(self._mode)
-        for acceptor in self._acceptors:
-            await acceptor.settled()
 
     async def _finish_connections(self) -> None:
         context = self._context
