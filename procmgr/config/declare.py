@@ -31,7 +31,7 @@ class Setting:
 
     `flag` replaces the flag made of the name, `flags` are further ones. `default` says in words what the default value
     means. `variables` are environment variables that other programs share; `uvicorn` and `gunicorn` are what those call
-    a setting of the same meaning.
+    a setting of the same meaning. The repr of the settings leaves out what is `secret`.
     """
 
     kind: Kind[Any]
@@ -44,6 +44,7 @@ class Setting:
     variables: tuple[str, ...] = ()
     uvicorn: str = ""
     gunicorn: str = ""
+    secret: bool = False
 
 
 class More(TypedDict, total=False):
@@ -56,11 +57,13 @@ class More(TypedDict, total=False):
     variables: tuple[str, ...]
     uvicorn: str
     gunicorn: str
+    secret: bool
 
 
 def setting(value: D, kind: Kind[T], applies: Applies, about: str, **more: Unpack[More]) -> D | T:
     """Declare a field of a group: its default value, its kind, what a reload does, its help; see `Setting`."""
-    return dataclasses.field(default=value, metadata=required(kind, applies, about, **more))
+    shown = not more.get("secret", False)
+    return dataclasses.field(default=value, metadata=required(kind, applies, about, **more), repr=shown)
 
 
 def required(kind: Kind[T], applies: Applies, about: str, **more: Unpack[More]) -> Mapping[str, Setting]:
@@ -92,6 +95,8 @@ class Entry:
         """The default as --help and the documentation show it."""
         if self.value is dataclasses.MISSING:
             return "required"
+        if self.value in (None, (), ""):
+            return self.setting.default or "none"
         return self.setting.default or " ".join([self.setting.kind.toml(self.value).strip('"'), self.unit]).rstrip()
 
     @property

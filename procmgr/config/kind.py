@@ -80,7 +80,10 @@ def show(value: object) -> str:
     """Return a bounded, printable form of something a person gave."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than sys.set_int_max_str_digits() allows
+        return "a huge number"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
 
 

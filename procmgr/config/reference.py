@@ -48,6 +48,23 @@ A setting is taken from the first of these that has it:
 - A reload (SIGHUP) reads the file again. The column *Reload* says what becomes of a changed value.
 """
 
+_DIFFERENCES: Final = """
+## Differences
+
+Every flag of uvicorn that procmgr has means here what it means there, but for these:
+
+- `--timeout-graceful-shutdown` is 30 seconds by default; uvicorn waits for ever.
+- `--timeout-worker-healthcheck` is 30 seconds by default, not 5, and watches the event loop itself; 0 switches it off.
+- `--fd` may be repeated, and comes beside other addresses instead of replacing them.
+- `--limit-max-requests 0` and `--limit-concurrency 0` mean no limit.
+
+Every flag of gunicorn that procmgr has means here what it means there, but for these:
+
+- `--config` is a TOML file, not a Python module.
+- `WEB_CONCURRENCY` wins over the configuration file, as every variable does.
+- `--keep-alive` is 5 seconds by default, as in uvicorn, not 2.
+"""
+
 _FILE: Final = """\
 #:schema ./procmgr.schema.json
 #
@@ -109,7 +126,7 @@ def schema() -> str:
 
 def markdown() -> str:
     """Return the documentation page."""
-    return _PAGE + "".join(_section(group) for group in GROUPS)
+    return _PAGE + "".join(_section(group) for group in GROUPS) + _DIFFERENCES
 
 
 def _section(group: str) -> str:

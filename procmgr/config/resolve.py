@@ -33,10 +33,11 @@ class Invocation:
     """How procmgr was started.
 
     `values` is the command line by setting names: text, tuples of text for what may be repeated, bools for switches;
-    `environ` the environment and `cwd` the working directory as they were then.
+    `environ` the environment and `cwd` the working directory as they were then. What may hold secrets is not in the
+    repr.
     """
 
-    values: Mapping[str, object]
+    values: Mapping[str, object] = field(repr=False)
     config: Path | None
     environ: Mapping[str, str] = field(repr=False)
     cwd: Path
@@ -134,7 +135,7 @@ def _exclusive(one: tuple[str, Given], other: tuple[str, Given]) -> str:
 
 def _platform_port(given: Mapping[str, Given], environ: Mapping[str, str]) -> dict[str, Given]:
     """Return what PORT means: every interface, since a platform that sets it connects from outside."""
-    if not environ.get("PORT") or _LISTENING & given.keys():
+    if not environ.get("PORT") or any(given[name].value != () for name in _LISTENING & given.keys()):
         return {}
     origin = Origin(Level.SHARED, "PORT")
     return {"host": Given("0.0.0.0", origin), "port": sources.read(TABLE["port"], environ["PORT"], origin)}  # noqa: S104 - see above

@@ -99,7 +99,6 @@ class AppSettings:
         text("PATH", "some text", "/api", empty=True),
         _ROLL,
         "The path under which a proxy has mounted the application (ASGI root_path).",
-        default="none",
         uvicorn="root_path",
     )
     loop: LoopName = setting(
@@ -122,15 +121,14 @@ class AppSettings:
         _ROLL,
         "Set an environment variable for the application.",
         flags=("-e",),
-        default="none",
         gunicorn="raw_env",
+        secret=True,
     )
     env_file: str | None = setting(
         None,
         path("FILE", ".env"),
         _ROLL,
         "Read environment variables for the application from this file; those that are set already win.",
-        default="none",
         uvicorn="env_file",
     )
     chdir: str | None = setting(
@@ -177,7 +175,6 @@ class BindSettings:
         path("FILE", "/run/app.sock"),
         _ROLL,
         "Listen on a Unix socket at this path.",
-        default="none",
         uvicorn="uds",
     )
     fd: tuple[int, ...] = setting(
@@ -185,7 +182,6 @@ class BindSettings:
         many(count(0, (1 << 20) - 1, metavar="FD"), separator=None),
         _ROLL,
         "Take over the listening socket that the parent process left open under this number.",
-        default="none",
         uvicorn="fd",
     )
     backlog: int = setting(
@@ -317,7 +313,6 @@ class HTTPSettings:
         _ROLL,
         "Add this header to every response.",
         flag="--header",
-        default="none",
         uvicorn="headers",
     )
     h11_max_incomplete_event_size: int = setting(
@@ -347,7 +342,6 @@ class LogSettings:
         path("FILE", "logging.toml"),
         _RESTART,
         "Configure Python's logging from this file: .json, .toml, .yaml, or else fileConfig's ini format.",
-        default="none",
         uvicorn="log_config",
         gunicorn="logconfig",
     )
@@ -362,7 +356,7 @@ class LogSettings:
     )
     access_log_file: str | None = setting(
         None,
-        path("FILE", "/var/log/procmgr.log"),
+        path("FILE", "/var/log/access.log"),
         _RESTART,
         "Write access lines to this file, opened anew on USR1; - is standard output.",
         flags=("--access-logfile",),
@@ -396,7 +390,6 @@ class ProcessSettings:
         _RESTART,
         "Write the arbiter's process id to this file, locked while it runs.",
         flags=("-p",),
-        default="none",
         gunicorn="pidfile",
     )
     user: str | None = setting(

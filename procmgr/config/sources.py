@@ -187,7 +187,7 @@ def _load(path: Path, shown: str) -> Mapping[str, object]:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{shown}:{line}: not UTF-8, as TOML must be") from None
-    except tomli.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or int() on too many digits
         raise ConfigError(_syntax_error(shown, str(error), raw.count(b"\n") + 1)) from None
     except RecursionError:
         raise ConfigError(f"{shown} is nested too deeply") from None

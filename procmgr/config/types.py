@@ -197,7 +197,7 @@ def seconds(high: float, *, zero: bool = True) -> Kind[float]:
     def native(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or (value == 0 and not zero):
             raise ValueError
-        return _within(float(value), 0, high)
+        return float(_within(value, 0, high))  # bounds first: float() overflows on a huge integer
 
     def read(text: str) -> float:
         return native(float(text) if _DECIMAL.fullmatch(text) else text)

@@ -173,6 +173,7 @@ def test_a_uvicorn_variable_that_has_no_counterpart_is_noted(ask):
         ({}, {"PORT": "4000"}, 'host = "::1"', [TCP("::1", 8000)]),
         ({"port": "9"}, {"PORT": "4000"}, "", [TCP("127.0.0.1", 9)]),
         ({"bind": (":80",)}, {"PORT": "4000"}, "", [TCP("", 80)]),
+        ({}, {"PORT": "4000"}, "bind = []", [TCP("0.0.0.0", 4000)]),
         ({"uds": "/a"}, {"PORT": "not looked at"}, "", [Unix("/a")]),
     ],
 )
@@ -300,6 +301,13 @@ MISTAKES = [
         ConfigError,
         "bind and port in procmgr.toml exclude each other; expected only one of them",
     ),
+    (
+        {"log_file": "a.log"},
+        {},
+        "log_config = 'x.ini'",
+        ConfigError,
+        "log_config: 'x.ini' from procmgr.toml: No such file or directory",
+    ),
     ({"chdir": "nowhere"}, {}, "", UsageError, "chdir: 'nowhere' from --chdir: No such file or directory"),
     (
         {"app_dir": "procmgr.toml"},
@@ -384,6 +392,13 @@ def test_the_application_may_come_from_file_or_environment(ask):
     assert ask(app=None, environ={"PROCMGR_APP": "c:d"}).settings.app.app == "c:d"
 
 
+def test_a_log_file_and_a_log_configuration_exclude_each_other(ask, tmp_path):
+    (tmp_path / "logging.ini").touch()
+    for name, flag in {"log_file": "--log-file", "access_log_file": "--access-log-file"}.items():
+        with pytest.raises(UsageError, match=f"{flag} and --log-config exclude each other"):
+            ask({name: "a.log", "log_config": "logging.ini"})
+
+
 def test_a_jitter_without_a_limit_is_noted(ask):
     assert ask({"max_requests_jitter": "5"}).notes == ("max_requests_jitter means nothing without max_requests",)
 
@@ -445,6 +460,7 @@ def test_a_bad_config_option_is_a_usage_error(tmp_path, name, content, line):
         (b"a = 1\n\xff = 2", "procmgr.toml:2: not UTF-8, as TOML must be"),
         (b"a = 1\na = 2", "procmgr.toml:2: Cannot overwrite a value"),
         (b"a = 1\nb = [", "procmgr.toml:2: "),
+        (b"a = " + b"9" * 5000, "procmgr.toml:1: "),
         (b"a = " + b"[" * 100_000, "procmgr.toml"),
         (b"# " + b"x" * (1 << 20), "procmgr.toml has more than 1048576 bytes"),
     ],
@@ -499,10 +515,13 @@ def test_a_change_of_any_setting_is_seen(ask, tmp_path, entry):
     assert entry.name in where[entry.setting.applies]
 
 
-def test_an_invocation_does_not_show_its_environment():
-    """It may hold secrets, and a repr ends in logs."""
-    invocation = Invocation(values={}, config=None, environ={"KEY": "hunter2"}, cwd=Path("/"))
-    assert "hunter2" not in repr(invocation)
+def test_no_repr_shows_a_secret(ask):
+    """A repr ends in logs."""
+    values = {"app": "main:app", "env": ("KEY=hunter2",)}
+    invocation = Invocation(values=values, config=None, environ={"KEY": "hunter2"}, cwd=Path("/"))
+    resolved = ask({"env": ("KEY=hunter2",)})
+    assert resolved.settings.app.env == (("KEY", "hunter2"),)
+    assert "hunter2" not in repr((invocation, resolved))
 
 
 def test_surge_in_percent_comes_through(ask):

@@ -15,6 +15,21 @@ from procmgr.config.types import Surge
 ENTRIES = pytest.mark.parametrize("entry", TABLE.values(), ids=lambda entry: entry.name)
 
 
+JUNK = {
+    "object": object(),
+    "bytes": b"bytes",
+    "nan": math.nan,
+    "inf": math.inf,
+    "negative": -1,
+    "large": 10**30,
+    "beyond floats": 10**400,
+    "beyond str": 1 << 99_999,
+    "list": [object()],
+    "table": {"a": 1},
+    "none": None,
+}
+
+
 def through_toml(kind: Kind, value):
     return kind.of(tomli.loads(f"value = {kind.toml(value)}")["value"])
 
@@ -34,7 +49,7 @@ def test_every_default_that_is_a_value_survives_toml(entry):
 
 
 @ENTRIES
-@pytest.mark.parametrize("junk", [object(), b"bytes", math.nan, math.inf, -1, 10**30, [object()], {"a": 1}, None])
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
 def test_junk_of_any_type_is_a_bad_value_and_never_another_error(entry, junk):
     with pytest.raises(BadValue):
         entry.setting.kind.of(junk)
