@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import re
+import resource
 import signal
 import stat
 
@@ -74,6 +75,34 @@ def test_stdout_whose_reader_left_never_ends_the_daemon(serve):
     os.close(reader)
     for _ in range(3):
         assert daemon.get()["pid"] in daemon.workers()
+
+
+def test_usr1_opens_renamed_log_files_anew_and_loses_no_line(serve, tmp_path):
+    log, access = tmp_path / "daemon.log", tmp_path / "access.log"
+    daemon = serve("-w", "2", "--log-file", str(log), "--access-log-file", str(access))
+    count = 20
+    for _ in range(count):
+        daemon.get("/before")
+    assert proc.eventually(lambda: access.read_text().count("/before") == count)
+    for path in (log, access):
+        path.rename(path.with_suffix(".1"))
+    daemon.signal(signal.SIGUSR1)
+    assert proc.eventually(lambda: log.exists() and access.exists())
+    while not access.read_text():
+        daemon.get("/after")
+        count += 1
+    for _ in range(20):
+        daemon.get("/after")
+    count += 20
+
+    def lines():
+        return (access.with_suffix(".1").read_text() + access.read_text()).splitlines()
+
+    assert proc.eventually(lambda: len(lines()) == count), "each request is one line, in the old file or in the new"
+    assert daemon.stop() == 0
+    assert "stopped" in log.read_text()
+    assert "ready" in log.with_suffix(".1").read_text()
+    assert daemon.log == "", "nothing is left for standard error"
 
 
 def test_variables_come_from_the_start_then_the_file_then_the_options(serve, write_app, tmp_path):
@@ -289,6 +318,13 @@ def test_reloads_leak_no_descriptor(serve):
     daemon.status(".")  # what was theirs is buried
     after = [len(proc.files_of(pid)) for pid in (daemon.pid, *daemon.workers())]
     assert after == before
+
+
+def test_as_many_descriptors_as_may_be_are_allowed(serve):
+    daemon = serve(wrapper=["/bin/sh", "-c", 'ulimit -Sn 128; exec "$@"', "sh"])
+    for pid in (daemon.pid, *daemon.workers()):
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        assert (soft, hard) == (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
 SHOW_SIGNALS = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import sys
@@ -86,6 +87,15 @@ def test_a_unix_socket_has_its_mode_and_is_removed_at_the_end(serve, tmp_path):
     assert daemon.connect(path).get()[0].status == 200
     assert daemon.stop() == 0
     assert not path.exists()
+
+
+def test_a_port_that_the_kernel_chose_is_said_and_kept_across_reloads(serve):
+    daemon = serve(bind="127.0.0.1:0")
+    port = int(re.search(r"on http://127\.0\.0\.1:(\d+)", daemon.log)[1])
+    assert daemon.connect(port).get()[0].status == 200
+    daemon.reload()
+    assert daemon.connect(port).get()[0].status == 200
+    assert len(proc.sockets_of(daemon.pid) & proc.listening(port)) == 1
 
 
 def test_uds_is_uvicorns_spelling_of_a_unix_socket(serve, tmp_path):
