@@ -8,6 +8,7 @@ import pytest
 from support.wire import read_body, responding, run, serving
 
 from procmgr import scoreboard
+from procmgr.worker.cycle import SENT
 from procmgr.worker.protocols.base import DrainMode, Limits
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -336,7 +337,8 @@ def test_retiring_in_the_middle_of_a_response_still_takes_one_more_request(codec
         async with serving(app, codec) as server:
             client = await server.connect()
             client.send(GET)
-            await server.until(lambda: server.context.active == 1)
+            connection = await server.connection()
+            await server.until(lambda: connection.cycle is not None and connection.cycle.state == SENT)
             server.context.begin_drain(DrainMode.RETIRE)
             go.set()
             first = await client.reply()
@@ -375,6 +377,7 @@ def test_a_stop_closes_idle_connections_after_their_window_by_itself(codec, mode
             server.context.begin_drain(mode)
             clients[1].send(GET)
             assert (await clients[1].reply()).header("connection") == "close"
+            clients[1].shut()
             assert await clients[0].rest() == b""
             await asyncio.wait_for(server.context.drained(), 10)
 

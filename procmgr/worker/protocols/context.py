@@ -232,8 +232,13 @@ class Context:
             connection.close_if_idle()
 
     def abort_requests(self) -> None:
-        """Cancel every request that still runs in the application; it ends as the application's CancelledError."""
+        """Cancel every request that still runs in the application and start no other; each is answered with 503."""
         self.aborting = True
+        # A task cancelled before its first step never enters its coroutine, which would then not account for its end.
+        # The first steps of all tasks there are were scheduled before this.
+        self.loop.call_soon(self._cancel_tasks)
+
+    def _cancel_tasks(self) -> None:
         for task in tuple(self.tasks):
             task.cancel()
 

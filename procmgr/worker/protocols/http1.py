@@ -230,6 +230,9 @@ class Http1Connection(Connection):
     def _start(self, cycle: Cycle) -> None:
         """Run the application; where Python can (3.12), at once and without a turn of the loop."""
         context = self.context
+        if context.aborting:
+            self._turn_away(cycle, "the worker ends")
+            return
         if context.active >= context.limits.concurrency > 0:
             self._overloaded(cycle)
             return
@@ -387,9 +390,12 @@ class Http1Connection(Connection):
         if context.now >= context.overload_logged + 1.0:  # said once a second, however many there are
             context.overload_logged = context.now
             context.error_log.warning("503: %d requests run, which is limit_concurrency", context.active)
+        self._turn_away(cycle, "too many requests at once")
+
+    def _turn_away(self, cycle: Cycle, reason: str) -> None:
         cycle.status = 503
         cycle.state = COMPLETE
-        self._answer(503, "too many requests at once", b"retry-after: 1\r\n", head_only=cycle.bodyless)
+        self._answer(503, reason, b"retry-after: 1\r\n", head_only=cycle.bodyless)
         self._account(cycle)
         self.close()
 
