@@ -22,7 +22,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from procmgr import logs, messages, process
@@ -32,6 +31,7 @@ from procmgr.worker.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from procmgr.config.settings import Settings
     from procmgr.logs import LogSetup
@@ -124,34 +124,36 @@ def check(settings: Settings, privileges: Privileges | None, environ: Mapping[st
 def prepare(settings: Settings, privileges: Privileges | None, environ: Mapping[str, str], cwd: Path) -> None:
     """Give this process the environment, directory, umask and rights that the application is to be imported with.
 
-    Raises `ConfigError` for a bad directory or env file and `PrivilegeError` when the rights cannot be given up.
+    `cwd` is the directory of the start by its name, from which relative paths count: the one this process was forked
+    in may be the old release by now. Raises `ConfigError` for a bad directory or env file and `PrivilegeError` when the
+    rights cannot be given up.
     """
     os.environ.clear()
-    os.environ.update(environment(settings, environ))
-    _enter(Path(settings.app.chdir) if settings.app.chdir else cwd)
+    os.environ.update(environment(settings, environ, cwd))
+    _enter(cwd / (settings.app.chdir or ""))
     if settings.process.umask is not None:
         os.umask(settings.process.umask)
     if privileges is not None:
         process.drop_privileges(privileges)
 
 
-def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+def environment(settings: Settings, environ: Mapping[str, str], cwd: Path) -> dict[str, str]:
     """Return the application's environment: the arbiter's own at its start, then --env-file, then --env.
 
     As with uvicorn a variable that exists already wins over the file.
     """
     result = {name: value for name, value in environ.items() if name not in _KEPT_FROM_WORKERS}
     if settings.app.env_file is not None:
-        result = {**_env_file(settings.app.env_file), **result}
+        result = {**_env_file(cwd / settings.app.env_file), **result}
     return {**result, **dict(settings.app.env)}
 
 
-def _env_file(path: str) -> dict[str, str]:
+def _env_file(path: Path) -> dict[str, str]:
     try:
         from dotenv import dotenv_values  # noqa: PLC0415 - an extra: only who asks for a file needs it
     except ImportError:
         raise ConfigError("env_file: reading it needs python-dotenv; install procmgr[dotenv]") from None
-    if not Path(path).is_file():
+    if not path.is_file():
         raise ConfigError(f"env_file: there is no file {path}")
     return {name: value for name, value in dotenv_values(path).items() if value is not None}
 

@@ -10,6 +10,9 @@ from support import proc
 from support.load import Load
 
 VERSIONED = "from support import testapp\nfrom support.testapp import app\ntestapp.version = {!r}\n"
+FROM_ENVIRONMENT = (
+    "import os\nfrom support import testapp\nfrom support.testapp import app\ntestapp.version = os.environ['RELEASE']\n"
+)
 
 
 def test_twenty_reloads_under_load_fail_no_request(serve):
@@ -239,6 +242,22 @@ def test_a_deploy_by_symlink_is_followed_from_the_directory_of_the_start(serve, 
     current = tmp_path / "current"
     current.symlink_to("one")
     daemon = serve(cwd=current, env={"PWD": str(current)}, app="site_app:app")  # as a shell leaves it
+    assert daemon.get()["version"] == "one"
+    _switch(current, "two")
+    daemon.reload()
+    assert daemon.get()["version"] == "two"
+
+
+def test_relative_paths_follow_a_deploy_too(serve, tmp_path):
+    for release in ("one", "two"):
+        inside = tmp_path / release / "src"
+        inside.mkdir(parents=True)
+        (inside / "site_app.py").write_text(FROM_ENVIRONMENT)
+        (tmp_path / release / "settings.env").write_text(f"RELEASE={release}\n")
+    current = tmp_path / "current"
+    current.symlink_to("one")
+    options = ("--chdir", "src", "--env-file", "settings.env")
+    daemon = serve(*options, cwd=current, env={"PWD": str(current)}, app="site_app:app")
     assert daemon.get()["version"] == "one"
     _switch(current, "two")
     daemon.reload()
