@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_TARGET: Final = 2048
 _UNQUOTED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~/"
+_SLASH: Final = ord("/")
 _GREEN, _BOLD, _RESET = "\x1b[32m", "\x1b[1m", "\x1b[0m"
 _STATUS_COLORS: Final = {1: "\x1b[97m", 2: "\x1b[32m", 3: "\x1b[33m", 4: "\x1b[31m", 5: "\x1b[91m"}
 
@@ -76,7 +77,7 @@ class LineAccessLog:
     def record(self, prefix: bytes, request: Request, root_path: str, status: int) -> None:
         """Collect one line; the first of a loop iteration schedules the writing of all."""
         target = request.target
-        if root_path or len(target) > _MAX_TARGET or request.path.translate(None, _UNQUOTED):
+        if root_path or target[0] != _SLASH or len(target) > _MAX_TARGET or request.path.translate(None, _UNQUOTED):
             target = quoted_target(request, root_path).encode()
         end = self._end["1.1" if request.version == b"1.1" else "1.0"]
         lines = self._lines

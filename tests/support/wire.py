@@ -79,17 +79,19 @@ async def read_reply(reader: asyncio.StreamReader, method: str = "GET") -> Reply
     reply = Reply(int(status), headers, b"")
     if int(status) < 200 or method == "HEAD" or int(status) in (204, 304):
         return reply
+    parts: list[bytes] = []
     try:
         if reply.header("transfer-encoding") == "chunked":
             while size := int(await reader.readuntil(b"\r\n"), 16):
-                reply.body += (await reader.readexactly(size + 2))[:-2]
+                parts.append((await reader.readexactly(size + 2))[:-2])
             assert await reader.readexactly(2) == b"\r\n"
+            reply.body = b"".join(parts)
         elif (length := reply.header("content-length")) is not None:
             reply.body = await reader.readexactly(int(length))
         else:
             reply.body = await reader.read(-1)
     except asyncio.IncompleteReadError as error:
-        reply.body += error.partial
+        reply.body = b"".join(parts) + error.partial
         reply.complete = False
     return reply
 
