@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import faulthandler
+import importlib
 import logging
 import os
 import signal
@@ -82,6 +83,7 @@ def preimport(settings: Settings) -> None:
 
     No loop is created: its epoll instance would be shared by all children.
     """
+    importlib.invalidate_caches()  # imports a module itself, which a worker without rights may be unable to
     if settings.app.loop != "asyncio":
         import uvloop  # noqa: F401, PLC0415 - only where it will be used
 
