@@ -68,6 +68,11 @@ class Lifespan:
         self._discarded = False
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def serving(self) -> bool:
+        """Whether the application has said that its startup is complete, and is owed a shutdown."""
+        return self._phase is _Phase.SERVING
+
     async def startup(self) -> None:
         """Start the application; raises `AppError` when it says or shows that it cannot. Not bounded in time."""
         if self._mode == "off":

@@ -61,6 +61,7 @@ class Server:
         self._starting: asyncio.Task[Any] | None = None
         self._beat: Beat | None = None
         self._drain: Drain | None = None
+        self._early: list[tuple[DrainMode, float]] = []
 
     async def start(self) -> None:
         """Start the application and accept connections.
@@ -82,11 +83,15 @@ class Server:
         self._beat.start()
         for acceptor in acceptors:
             acceptor.start()
+        for mode, deadline in self._early:  # asked for between the application's word and our hearing it
+            self._drain.request(mode, deadline)
 
     def request_drain(self, mode: str, deadline: float) -> None:
         """Begin to drain, or to drain quicker; `mode` is a `DrainMode` value, `deadline` CLOCK_MONOTONIC seconds."""
         if self._drain is not None:
             self._drain.request(DrainMode(mode), deadline)
+        elif self._lifespan.serving:
+            self._early.append((DrainMode(mode), deadline))
         elif self._starting is not None:
             self._starting.cancel()
 
