@@ -223,7 +223,7 @@ class PoolSettings:
     )
     timeout: float = setting(
         30.0,
-        seconds(_WEEK),
+        seconds(_WEEK, least=2),  # the sign of life comes once a second, and may come late under load
         _LIVE,
         "Replace a worker whose event loop gave no sign of life for so long; 0 never does.",
         flags=("-t", "--timeout-worker-healthcheck"),

@@ -191,25 +191,26 @@ def limit(high: int) -> Kind[int | None]:
     )
 
 
-def seconds(high: float, *, zero: bool = True) -> Kind[float]:
-    """Return the kind of a span of time in seconds, at most `high`; `zero` says whether 0 is allowed."""
+def seconds(high: float, *, zero: bool = True, least: float = 0) -> Kind[float]:
+    """Return the kind of a span of time in seconds, from `least` to `high`; `zero` says whether 0 is allowed."""
 
     def native(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or (value == 0 and not zero):
             raise ValueError
-        return float(_within(value, 0, high))  # bounds first: float() overflows on a huge integer
+        return float(_within(value, least if value else 0, high))  # bounds first: float() overflows on a huge integer
 
     def read(text: str) -> float:
         return native(float(text) if _DECIMAL.fullmatch(text) else text)
 
-    low = "minimum" if zero else "exclusiveMinimum"
+    span = {"type": "number", "minimum" if zero or least else "exclusiveMinimum": least, "maximum": high}
+    bounds = f"from {least:g} to {high:g}" if zero or least else f"above 0 to {high:g}"
     return Kind(
         metavar="SECONDS",
-        wanted=f"seconds, {'from' if zero else 'above'} 0 to {high:g}",
+        wanted=f"seconds, {'0 or ' if zero and least else ''}{bounds}",
         text=read,
         native=native,
         toml=lambda value: f"{value:.9f}".rstrip("0").rstrip("."),
-        schema={"type": "number", low: 0, "maximum": high},
+        schema={"anyOf": [{"const": 0}, span]} if zero and least else span,
         example="30",
     )
 

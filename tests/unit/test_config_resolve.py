@@ -60,7 +60,7 @@ def variable(name, level):
     asked=st.dictionaries(
         st.sampled_from(NUMBERS),
         st.dictionaries(
-            st.sampled_from([level for level in Level if level is not Level.DEFAULT]), st.integers(1, 200), min_size=1
+            st.sampled_from([level for level in Level if level is not Level.DEFAULT]), st.integers(2, 200), min_size=1
         ),
     )
 )

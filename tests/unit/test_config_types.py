@@ -107,6 +107,8 @@ def test_text_means_this_value(kind, text, value):
     [
         (types.count(1, 500, auto=lambda: 6), "auto", 6),
         (types.seconds(60), 30, 30.0),
+        (types.seconds(60, least=2), 2, 2.0),
+        (types.seconds(60, least=2), 0, 0.0),
         (types.account("USER", "www"), 33, "33"),
         (types.surge(500), 3, Surge(3)),
         (types.surge(500), "100%", Surge(100, percent=True)),
@@ -129,6 +131,7 @@ def test_toml_means_this_value(kind, value, meant):
         (types.count(1, 500), 8.0),
         (types.count(1, 500), 501),
         (types.seconds(60, zero=False), 0),
+        (types.seconds(60, least=2), 1),
         (types.seconds(60), True),
         (types.seconds(60), "30"),
         (types.octal(), 22),
