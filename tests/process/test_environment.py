@@ -309,15 +309,14 @@ def test_a_worker_has_only_the_descriptors_it_needs(serve, tmp_path):
 
 def test_reloads_leak_no_descriptor(serve):
     daemon = serve("-w", "2")
-    daemon.reload()
-    assert proc.eventually(lambda: len(daemon.workers()) == 2)
-    before = [len(proc.files_of(pid)) for pid in (daemon.pid, *daemon.workers())]
+
+    def counts():
+        return [len(proc.files_of(pid)) for pid in (daemon.pid, *daemon.workers())]
+
+    before = counts()
     for _ in range(5):
         daemon.reload()
-    daemon.until(lambda: len(daemon.workers()) == 2, "the old workers are gone")
-    daemon.status(".")  # what was theirs is buried
-    after = [len(proc.files_of(pid)) for pid in (daemon.pid, *daemon.workers())]
-    assert after == before
+    assert proc.eventually(lambda: counts() == before), f"{before} became {counts()}"
 
 
 def test_as_many_descriptors_as_may_be_are_allowed(serve):
