@@ -132,6 +132,7 @@ def prepare(settings: Settings, privileges: Privileges | None, environ: Mapping[
     """
     os.environ.clear()
     os.environ.update(environment(settings, environ, cwd))
+    _rename_start_directory(cwd)
     _enter(cwd / (settings.app.chdir or ""))
     if settings.process.umask is not None:
         os.umask(settings.process.umask)
@@ -158,6 +159,12 @@ def _env_file(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise ConfigError(f"env_file: there is no file {path}")
     return {name: value for name, value in dotenv_values(path).items() if value is not None}
+
+
+def _rename_start_directory(cwd: Path) -> None:
+    """Call what `python -m` put first on sys.path by its name: with its symlinks resolved it stays an old release."""
+    if sys.path and sys.path[0] in {"", os.getcwd()}:  # noqa: PTH109 - compared with a str
+        sys.path[0] = str(cwd)
 
 
 def _enter(directory: Path) -> None:
@@ -188,7 +195,18 @@ def _run(birth: Birth) -> int:
     app = _load(birth.settings)
     os.register_at_fork(after_in_child=lambda: _leave_to_parent(birth))
     with asyncio.Runner(loop_factory=_loop_factory(birth.settings.app.loop)) as runner:
-        return runner.run(_Worker(birth, app).main())
+        return _run_to_its_end(runner.get_loop(), _Worker(birth, app))
+
+
+def _run_to_its_end(loop: asyncio.AbstractEventLoop, worker: _Worker) -> int:
+    """Run the worker although a task of the application may raise SystemExit, which asyncio lets out of the loop."""
+    task = loop.create_task(worker.main())
+    while not task.done():
+        try:
+            loop.run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt) as error:
+            log.error("a task of the application raised %s; the worker goes on", type(error).__name__, exc_info=error)
+    return task.result()
 
 
 def _leave_to_parent(birth: Birth) -> None:
@@ -232,7 +250,6 @@ class _Worker:
             logs=birth.logs,
             on_request_limit=self._on_request_limit,
         )
-        self._task: asyncio.Task[int] | None = None
         self._ready = False
 
     async def main(self) -> int:
@@ -249,7 +266,6 @@ class _Worker:
 
     def _listen(self) -> None:
         loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
         loop.add_signal_handler(signal.SIGTERM, self._on_term)
         for signum in _NOT_OURS:
             loop.add_signal_handler(signum, _nothing)
@@ -257,11 +273,8 @@ class _Worker:
 
     def _on_term(self) -> None:
         """Drain because somebody outside said so, and let the arbiter replace this worker; or stop starting."""
-        if not self._ready:
-            assert self._task is not None
-            self._task.cancel()
-            return
-        self._channel.send(messages.DrainBegun())
+        if self._ready:
+            self._channel.send(messages.DrainBegun())
         self._server.request_drain("retire", self._own_deadline())
 
     def _on_channel(self) -> None:

@@ -227,3 +227,27 @@ def test_an_orphan_that_a_worker_left_behind_is_adopted_and_buried(serve, write_
     orphan.release()
     assert orphan.left()
     daemon.until(lambda: not proc.zombies_of(daemon.pid), "no zombie is left")
+
+
+QUITTER = """
+import asyncio, os, sys
+from support.testapp import app as inner
+
+async def quit():
+    sys.exit(7)
+
+async def app(scope, receive, send):
+    if scope["type"] == "http" and scope["path"] == "/quit":
+        asyncio.get_running_loop().create_task(quit())
+    await inner({**scope, "path": "/"} if scope["type"] == "http" else scope, receive, send)
+"""
+
+
+def test_a_task_of_the_application_that_exits_does_not_end_the_worker(serve, write_app, tmp_path):
+    daemon = serve("--app-dir", str(tmp_path), app=write_app(QUITTER))
+    before = daemon.workers()
+    assert daemon.connect().get("/quit")[0].status == 200
+    daemon.logged("a task of the application raised SystemExit; the worker goes on")
+    assert daemon.connect().get()[0].status == 200
+    assert daemon.workers() == before
+    assert daemon.stop() == 0
