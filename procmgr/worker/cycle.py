@@ -93,10 +93,13 @@ class Cycle:
         "_readers",
         "_told",
         "_wire",
+        "block",
         "body_ended",
         "bodyless",
+        "close",
         "ended",
-        "fields",
+        "lacks",
+        "length_line",
         "lost",
         "request",
         "state",
@@ -104,7 +107,10 @@ class Cycle:
         "task",
     )
 
-    fields: Fields
+    block: bytes
+    length_line: bytes
+    lacks: int
+    close: bool
     status: int
 
     def __init__(self, wire: Wire, request: Request, *, body_ended: bool) -> None:
@@ -185,11 +191,11 @@ class Cycle:
         status = message["status"]
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise ValueError(f"status must be an integer from 200 to 599, not {_cut(status)}")
-        self.fields = fields = self._wire.encode_fields(message.get("headers", ()))
+        fields = self._wire.encode_fields(message.get("headers", ()))
+        self.block, self._left, self.length_line, self.lacks, self.close = fields
         self.status = status
         if status in (204, 304):  # RFC 9110 sections 15.3.5 and 15.4.5
             self.bodyless = True
-        self._left = fields.length
         self.state = HELD
 
     def _send_body(self, body: bytes, more: bool) -> None:  # noqa: FBT001 - hot path

@@ -17,6 +17,7 @@ Headers = list[tuple[bytes, bytes]]
 
 _TCHAR: Final = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _LINE: Final = re.compile(rb"([" + _TCHAR + rb"]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
+_COMMON: Final = re.compile(rb"([" + _TCHAR + rb"]+) ((/[!-\"$->@-~]*)(?:\?([!-\"$-~]*))?) HTTP/(1\.[01])\r\n")
 _TOKEN_START: Final = re.compile(rb"[" + _TCHAR + rb"]")
 _FORBIDDEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _FIELDS: Final = re.compile(rb"(?:[" + _TCHAR + rb"]+:[\t \x21-\x7e\x80-\xff]*\r\n)*\r\n")
@@ -103,30 +104,43 @@ class Codec(Protocol):
 
 def read_line(head: bytes, limit: int) -> Request:
     """Return a request with its line read (section 3), of at most `limit` bytes. Raises `Refused`."""
-    match = _LINE.match(head)
+    match = _COMMON.match(head)
+    if match is None:
+        return _read_uncommon_line(head, limit)
+    if match.end() > limit + 2:
+        raise Refused(414, "request line too long")
+    request = Request()
+    request.head = head
+    request.method, request.target, request.path, query, request.version = match.groups()
+    request.query = query or b""
+    if request.method not in METHODS:
+        raise Refused(501, "method not implemented")
+    return request
+
+
+def _read_uncommon_line(head: bytes, limit: int) -> Request:
+    """Read what is no `origin-form` or not quite HTTP/1.1, and find the reason why a line is refused."""
     if len(head) > limit and head.find(b"\r\n", 0, limit + 2) < 0:
         raise Refused(414, "request line too long")
+    match = _LINE.match(head)
     if match is None:
         raise Refused(400, "malformed request line")
     request = Request()
-    request.head = head
     method, target, major, minor = match.groups()
     if major != b"1":
         raise Refused(505, "HTTP version not supported")
-    if minor in b"01":
-        request.version = b"1.1" if minor == b"1" else b"1.0"
-    else:  # section 2.3: a higher minor version is served as the highest we know
-        request.version = b"1.1"
-        request.head = b"%b %b HTTP/1.1\r\n%b" % (method, target, head[match.end() :])
     if method not in METHODS:
         raise Refused(501, "method not implemented")
-    request.method = method
-    request.target = target
-    if target[0] == _SLASH and b"#" not in target:  # section 3.2.1: origin-form
-        request.path, _, request.query = target.partition(b"?")
-    elif target == b"*" and method == b"OPTIONS":  # section 3.2.4: asterisk-form
+    request.method, request.target = method, target
+    request.version = b"1.0" if minor == b"0" else b"1.1"  # section 2.3: a higher minor version counts as ours
+    request.head = b"%b %b HTTP/%b\r\n%b" % (method, target, request.version, head[match.end() :])
+    if target == b"*" and method == b"OPTIONS":  # section 3.2.4: asterisk-form
         request.path, request.query = target, b""
-    elif (absolute := _ABSOLUTE.fullmatch(target)) and b"#" not in target:  # section 3.2.2: absolute-form
+    elif b"#" in target:
+        raise Refused(400, "fragment in the request target")
+    elif target[0] == _SLASH:  # section 3.2.1: origin-form
+        request.path, _, request.query = target.partition(b"?")
+    elif absolute := _ABSOLUTE.fullmatch(target):  # section 3.2.2: absolute-form
         request.path, _, request.query = absolute[2].partition(b"?")
         request.path = request.path or b"/"
     else:

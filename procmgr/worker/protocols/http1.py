@@ -12,7 +12,8 @@ starts from the loop, never from within the application's last `send()`, and an 
 returned.
 
 A head is handed to the codec whole. The common case, one whole request without a body in one segment, takes no copy and
-no buffer; everything else goes through `_pending`.
+no buffer; everything else goes through `_pending`. A client that repeats itself byte for byte, as pollers and health
+checks do, is parsed once: the same bytes are the same request, and a parser need not see a head without a body.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 _OPEN: Final = Phase.OPEN
 _CR: Final = 13
 _EXCERPT: Final = 120
+_REMEMBERED: Final = 1024
+"""Up to this size a connection remembers the head of its last request."""
 _COPY: Final = 16 * 1024
 """Up to this size a body is copied behind its head into one buffer; a larger one goes beside it in one writev(2)."""
 
@@ -61,6 +64,8 @@ class Http1Connection(Connection):
         "_chunked",
         "_codec",
         "_keep",
+        "_last_head",
+        "_last_request",
         "_pending",
         "_scanned",
         "cycle",
@@ -77,6 +82,8 @@ class Http1Connection(Connection):
         self._keep = True
         self._chunked = False
         self._access_prefix = b""
+        self._last_head = b""
+        self._last_request: Request
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
@@ -183,28 +190,38 @@ class Http1Connection(Connection):
 
     def _open(self, head: bytes) -> Cycle | None:
         """Parse a head; return its cycle, or None if it was refused."""
-        context = self.context
-        try:
-            request = read_line(head, context.limits.request_line)
-            if len(head) > context.limits.head:
-                raise Refused(431, "head too large")
+        if head == self._last_head:
+            request = self._last_request
+        else:
             try:
-                headers = self._codec.read_head(request)
+                request = self._parse(head)
             except Refused as refusal:
-                raise classify(request, context.hosts, refusal) from None
-            if len(headers) > context.limits.fields:
-                raise Refused(431, "too many header fields")
-            read_fields(request, headers, context.hosts)
-        except Refused as refusal:
-            self._refuse(refusal, head[:_EXCERPT], head_only=head.startswith(b"HEAD "))
-            return None
+                self._refuse(refusal, head[:_EXCERPT], head_only=head.startswith(b"HEAD "))
+                return None
         self._chunked = False
         self._body_open = body_open = request.chunked or bool(request.content_length)
         if body_open:
             self._body_left = request.content_length or 0
             self._codec.begin_body(request)
+        elif len(head) <= _REMEMBERED:
+            self._last_head, self._last_request = head, request
         self.cycle = cycle = Cycle(self, request, body_ended=not body_open)
         return cycle
+
+    def _parse(self, head: bytes) -> Request:
+        """Return the request in a head. Raises `Refused`."""
+        context, limits = self.context, self.context.limits
+        request = read_line(head, limits.request_line)
+        if len(head) > limits.head:
+            raise Refused(431, "head too large")
+        try:
+            headers = self._codec.read_head(request)
+        except Refused as refusal:
+            raise classify(request, context.hosts, refusal) from None
+        if len(headers) > limits.fields:
+            raise Refused(431, "too many header fields")
+        read_fields(request, headers, context.hosts)
+        return request
 
     def _feed(self, cycle: Cycle, data: bytes) -> None:
         """Take bytes that begin inside the body."""
@@ -255,54 +272,60 @@ class Http1Connection(Connection):
         return encode_fields(headers, self.context.response_fields)
 
     def respond(self, cycle: Cycle, body: bytes, *, more: bool) -> None:
-        """Write the head and the first part of the body; decide how the message ends (RFC 9112 section 6.3)."""
-        request, fields, status = cycle.request, cycle.fields, cycle.status
-        length_line = fields.length_line
-        keep = request.keep_alive and not fields.close and self.context.draining is None
+        """Write the head and the first part of the body."""
+        request = cycle.request
+        length_line: bytes | None
         if cycle.bodyless:
-            if status == 204:  # RFC 9110 section 8.6
-                length_line = b""
-            elif not length_line and body and not more:
-                length_line = b"content-length: %d\r\n" % len(body)
+            length_line = self._bodyless_length(cycle, body, more=more)
             body = b""
-        elif not length_line:
-            if not more:
-                length_line = b"content-length: %d\r\n" % len(body)
-            elif request.version == b"1.1":
-                length_line = b"transfer-encoding: chunked\r\n"
-                self._chunked = True
-            else:
-                keep = False  # HTTP/1.0: the end of the connection ends the body
+        else:
+            length_line = cycle.length_line or self._delimit(request, body, more=more)
+        keep = request.keep_alive and not cycle.close and self.context.draining is None and length_line is not None
         if keep and self._body_open and not more:
             keep = self._discardable(cycle)
         self._keep = keep
         if not keep:
-            length_line += b"connection: close\r\n"
+            length_line = (length_line or b"") + b"connection: close\r\n"
         elif request.version == b"1.0":
-            length_line += b"connection: keep-alive\r\n"
-        head = b"".join((STATUS_LINES[status], self.context.head[fields.lacks], fields.block, length_line, b"\r\n"))
-        self._write(head, self._chunk(body) if self._chunked and body else body)
+            length_line = (length_line or b"") + b"connection: keep-alive\r\n"
+        self._write(cycle, length_line or b"", self._chunk(body) if self._chunked and body else body)
+
+    def _write(self, cycle: Cycle, line: bytes, body: bytes) -> None:
+        common = self.context.head[cycle.lacks]
+        if len(body) <= _COPY:
+            self.transport.write(b"".join((STATUS_LINES[cycle.status], common, cycle.block, line, b"\r\n", body)))
+        else:
+            head = b"".join((STATUS_LINES[cycle.status], common, cycle.block, line, b"\r\n"))
+            self.transport.writelines((head, body))
+
+    def _delimit(self, request: Request, body: bytes, *, more: bool) -> bytes | None:
+        """Return the line by which the body ends (RFC 9112 section 6.3), None for the end of the connection."""
+        if not more:
+            return b"content-length: %d\r\n" % len(body)
+        if request.version == b"1.1":
+            self._chunked = True
+            return b"transfer-encoding: chunked\r\n"
+        return None
+
+    @staticmethod
+    def _bodyless_length(cycle: Cycle, body: bytes, *, more: bool) -> bytes:
+        """Return what may be said of the length of a body that is not sent (RFC 9110 section 8.6)."""
+        if cycle.status == 204:
+            return b""
+        return cycle.length_line or (b"content-length: %d\r\n" % len(body) if body and not more else b"")
 
     def write_body(self, body: bytes, *, more: bool) -> None:
         """Write a further part of the body."""
-        if not self._chunked:
-            self._write(b"", body)
-        elif more:
-            self._write(b"", self._chunk(body))
-        else:
-            self._write(self._chunk(body) if body else b"", b"0\r\n\r\n")
+        if self._chunked:
+            body = self._chunk(body) if body else b""
+            if not more:
+                body += b"0\r\n\r\n"
+        if body:
+            self.transport.write(body)
 
     @staticmethod
     def _chunk(body: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(body), body)
-
-    def _write(self, head: bytes, body: bytes) -> None:
-        if len(body) <= _COPY:
-            self.transport.write(head + body)
-        elif head:
-            self.transport.writelines((head, body))
-        else:
-            self.transport.write(body)
 
     def completed(self, cycle: Cycle) -> None:
         """Account for a complete response; go on to the next request, or close."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 LACKS_SERVER: Final = 1
 LACKS_DATE: Final = 2
@@ -48,17 +48,10 @@ def phrase(status: int) -> str:
 STATUS_LINES: Final = {status: f"HTTP/1.1 {status} {phrase(status)}\r\n".encode() for status in range(100, 600)}
 
 
-class Fields(NamedTuple):
-    """The application's fields for the wire; `length` is -1 without Content-Length, `lacks` indexes `Context.head`."""
-
-    block: bytes
-    length: int
-    length_line: bytes
-    lacks: int
-    close: bool
-
-
-NO_FIELDS: Final = Fields(b"", -1, b"", 0, False)  # noqa: FBT003 - a field by position in a NamedTuple
+Fields = tuple[bytes, int, bytes, int, bool]
+"""The application's fields for the wire: the block of lines, the Content-Length (-1 without) and its line, which index
+into `Context.head` goes with them, and whether the application closes the connection.
+"""
 
 
 def encode_fields(headers: Any, memo: Memo) -> Fields:  # noqa: ANN401 - whatever the application sends is checked here
@@ -84,7 +77,7 @@ def encode_fields(headers: Any, memo: Memo) -> Fields:  # noqa: ANN401 - whateve
         elif kind != _DROPPED:
             block += line
             lacks |= LACKS_SERVER if kind == _SERVER else LACKS_DATE
-    return Fields(block, length, length_line, lacks, close)
+    return block, length, length_line, lacks, close
 
 
 def _encode(name: object, value: object, memo: Memo) -> tuple[bytes, int]:

@@ -32,7 +32,7 @@ def http_scope(context: Context, request: Request, client: Address | None, serve
         "path": path,
         "raw_path": raw_path,
         "query_string": request.query,
-        "headers": request.headers,
+        "headers": request.headers.copy(),
     }
     if context.state is not None:
         scope["state"] = context.state.copy()
