@@ -310,13 +310,14 @@ def test_a_worker_has_only_the_descriptors_it_needs(serve, tmp_path):
 def test_reloads_leak_no_descriptor(serve):
     daemon = serve("-w", "2")
 
-    def counts():
-        return [len(proc.files_of(pid)) for pid in (daemon.pid, *daemon.workers())]
+    def count():
+        return sum(len(proc.files_of(pid)) for pid in (daemon.pid, *daemon.workers()))
 
-    before = counts()
+    before = count()
     for _ in range(5):
         daemon.reload()
-    assert proc.eventually(lambda: counts() == before), f"{before} became {counts()}"
+    # Fewer, if the arbiter was just notifying us: it opens a socket for that.
+    assert proc.eventually(lambda: len(daemon.workers()) == 2 and count() <= before), f"{before} became {count()}"
 
 
 def test_as_many_descriptors_as_may_be_are_allowed(serve):

@@ -198,10 +198,7 @@ class Daemon:
         assert proc.eventually(lambda: not any(self._accepts(pid) for pid in old)), f"not replaced\n{self.story()}"
 
     def _accepts(self, worker: int) -> bool:
-        try:
-            return bool(proc.sockets_of(worker) & proc.sockets_of(self.pid))
-        except FileNotFoundError:
-            return False  # it is gone
+        return bool(proc.sockets_of(worker) & proc.sockets_of(self.pid))
 
     # How it answers
 

@@ -138,15 +138,19 @@ def port_is_free(port: int) -> bool:
         return True
 
 
+def files_of(pid: int) -> list[str]:
+    """Return what each descriptor of a process refers to; nothing once it is gone."""
+    found: list[str] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found.append(str(link.readlink()))
+    return found
+
+
 def sockets_of(pid: int) -> set[int]:
     """Return the inodes of the sockets that a process has open."""
-    found: set[int] = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            target = str(link.readlink())
-            if target.startswith("socket:["):
-                found.add(int(target[len("socket:[") : -1]))
-    return found
+    return {int(file[len("socket:[") : -1]) for file in files_of(pid) if file.startswith("socket:[")}
 
 
 def listening(port: int) -> set[int]:
@@ -169,12 +173,3 @@ def borrow(pid: int, inode: int) -> socket.socket:
     if copy < 0:
         raise OSError(ctypes.get_errno(), "pidfd_getfd")
     return socket.socket(fileno=copy)
-
-
-def files_of(pid: int) -> list[str]:
-    """Return what each descriptor of a process refers to."""
-    found: list[str] = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found.append(str(link.readlink()))
-    return found
