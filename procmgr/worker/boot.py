@@ -81,9 +81,12 @@ class Birth:
 def preimport(settings: Settings) -> None:
     """Import, in the arbiter, what every worker needs, so that a fork is quick and the memory is shared.
 
-    No loop is created: its epoll instance would be shared by all children.
+    All of the server, too: an upgrade on disk must not reach it in parts, by the workers that start later. No loop is
+    created: its epoll instance would be shared by all children.
     """
     importlib.invalidate_caches()  # imports a module itself, which a worker without rights may be unable to
+    for module in ("http1", "httptools_codec", "h11_codec"):
+        importlib.import_module(f"procmgr.worker.protocols.{module}")
     if settings.app.loop != "asyncio":
         import uvloop  # noqa: F401, PLC0415 - only where it will be used
 
