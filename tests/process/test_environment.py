@@ -320,6 +320,24 @@ def test_reloads_leak_no_descriptor(serve):
     assert proc.eventually(lambda: len(daemon.workers()) == 2 and count() <= before), f"{before} became {count()}"
 
 
+SHOW_IMPORTS = """
+import json, sys
+before = set(sys.modules)
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        body = json.dumps(sorted(set(sys.modules) - before)).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+"""
+
+
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+def test_a_worker_runs_the_server_as_the_arbiter_imported_it(serve, write_app, tmp_path, parser):
+    daemon = serve("--http", parser, "--app-dir", str(tmp_path), app=write_app(SHOW_IMPORTS))
+    assert daemon.get() == [], "nothing is taken from disk later, when it may be another version"
+
+
 def test_as_many_descriptors_as_may_be_are_allowed(serve):
     daemon = serve(wrapper=["/bin/sh", "-c", 'ulimit -Sn 128; exec "$@"', "sh"])
     for pid in (daemon.pid, *daemon.workers()):
