@@ -53,9 +53,8 @@ class HttptoolsCodec:
             self._parser, self._upgraded = httptools.HttpRequestParser(self), False
         headers: Headers = []
         self._headers = headers
-        head = request.head
         try:
-            self._parser.feed_data(head)
+            self._parser.feed_data(request.head)
         except httptools.HttpParserUpgrade:
             self._upgraded = True
         except httptools.HttpParserInvalidMethodError:
@@ -63,8 +62,6 @@ class HttptoolsCodec:
         except httptools.HttpParserError as error:
             raise Refused(400, f"malformed head: {error}") from None
         self._headers = None
-        if b" \r\n" in head or b"\t\r\n" in head:  # section 5.1: no optional white space in a value
-            headers = [(name, value.rstrip(b" \t")) for name, value in headers]
         return headers
 
     def begin_body(self, request: Request) -> None:
@@ -121,7 +118,8 @@ class HttptoolsCodec:
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one field: of the head, else a trailer."""
         if self._headers is not None:
-            self._headers.append((name.lower(), value))
+            # RFC 9112 section 5.1: white space after a value is no part of it; llhttp takes off only what is before.
+            self._headers.append((name.lower(), value.rstrip()))
         elif name.lower() in FORBIDDEN_TRAILERS:
             self._trailer = name
 
