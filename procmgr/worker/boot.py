@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,7 @@ from procmgr.worker.server import Server
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+    from types import FrameType
 
     from procmgr.config.settings import Settings
     from procmgr.logs import LogSetup
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from procmgr.worker.app import ASGIApp
 
 _FLUSH_SECONDS: Final = 0.5
+_END_SECONDS: Final = 0.75  # after the drain's own bounds, and still before the arbiter's KILL
 STACKS_SIGNAL: Final = signal.SIGRTMIN + 6
 _NOT_OURS: Final = (
     signal.SIGINT,
@@ -97,18 +100,47 @@ def boot(birth: Birth) -> int:
     process.enlarge_signal_stack()
     birth.logs.after_fork()
     atexit._clear()  # noqa: SLF001 - what the arbiter registered is not ours to run
+    ending = _Ending(birth)
+    status: int = ExitCode.CRASH
     try:
-        return _run(birth)
+        status = _run(birth, ending)
     except AppError as error:
-        return _cannot_start(birth, error, error.detail)
+        status = _cannot_start(birth, error, error.detail)
     except ProcmgrError as error:
-        return _cannot_start(birth, error, "")
+        status = _cannot_start(birth, error, "")
     finally:
-        # os._exit(2) follows, which would skip what the application registered. The interpreter's order: threads first,
-        # since that is where executors end their processes, then exit functions, where multiprocessing joins them.
-        threading._shutdown()  # type: ignore[attr-defined] # noqa: SLF001 - as multiprocessing does in its children
-        atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way to run them
-        _flush_logs(birth.logs)
+        ending.run(status)
+    return status
+
+
+class _Ending:
+    """What the interpreter does at its end and os._exit(2) would skip, bounded.
+
+    In its order: the event loop, then threads, since that is where executors end their processes, then exit functions,
+    where multiprocessing waits for those. An application's task or thread may go on for ever, so at `until` (monotonic
+    seconds), but not before it had `_END_SECONDS`, the process leaves without it.
+    """
+
+    def __init__(self, birth: Birth) -> None:
+        self.until = 0.0
+        self.stack = ExitStack()
+        self._birth = birth
+        self.stack.callback(atexit._run_exitfuncs)  # noqa: SLF001 - there is no other way to run them
+        self.stack.callback(threading._shutdown)  # type: ignore[attr-defined] # noqa: SLF001 - as multiprocessing does in its children
+
+    def run(self, status: int) -> None:
+        """Run it all, or leave with `status`."""
+
+        def leave(_signum: int, _frame: FrameType | None) -> None:
+            log.warning("the application's tasks, threads or exit functions still run: leaving without them")
+            _flush_logs(self._birth.logs)
+            os._exit(status)
+
+        signal.signal(signal.SIGALRM, leave)
+        signal.setitimer(signal.ITIMER_REAL, max(_END_SECONDS, self.until - time.monotonic()))
+        self.stack.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _flush_logs(self._birth.logs)
 
 
 def check(settings: Settings, privileges: Privileges | None, environ: Mapping[str, str], cwd: Path) -> int:
@@ -184,7 +216,7 @@ def _load(settings: Settings) -> ASGIApp:
     return load(app.app, app_dir=app.app_dir, factory=app.factory, interface=app.interface)
 
 
-def _run(birth: Birth) -> int:
+def _run(birth: Birth, ending: _Ending) -> int:
     identity = {
         "PROCMGR_SLOT": str(birth.slot),
         "PROCMGR_WORKER_ID": str(birth.worker_id),
@@ -197,8 +229,12 @@ def _run(birth: Birth) -> int:
         return ExitCode.OK
     app = _load(birth.settings)
     os.register_at_fork(after_in_child=lambda: _leave_to_parent(birth))
-    with asyncio.Runner(loop_factory=_loop_factory(birth.settings.app.loop)) as runner:
-        return _run_to_its_end(runner.get_loop(), _Worker(birth, app))
+    runner = ending.stack.enter_context(asyncio.Runner(loop_factory=_loop_factory(birth.settings.app.loop)))
+    worker = _Worker(birth, app)
+    try:
+        return _run_to_its_end(runner.get_loop(), worker)
+    finally:
+        ending.until = worker.deadline
 
 
 def _run_to_its_end(loop: asyncio.AbstractEventLoop, worker: _Worker) -> int:
@@ -254,6 +290,8 @@ class _Worker:
             on_request_limit=self._on_request_limit,
         )
         self._ready = False
+        self.deadline = 0.0
+        """When the newest drain has to be over, monotonic seconds."""
 
     async def main(self) -> int:
         """Start, say so, serve until drained; returns the exit status."""
@@ -278,7 +316,7 @@ class _Worker:
         """Drain because somebody outside said so, and let the arbiter replace this worker; or stop starting."""
         if self._ready:
             self._channel.send(messages.DrainBegun())
-        self._server.request_drain("retire", self._own_deadline())
+        self._drain("retire", self._own_deadline())
 
     def _on_channel(self) -> None:
         try:
@@ -287,12 +325,12 @@ class _Worker:
         except messages.ChannelClosed:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             log.warning("the arbiter died: draining")
-            self._server.request_drain("stop", self._own_deadline())
+            self._drain("stop", self._own_deadline())
 
     def _obey(self, message: messages.Message, fds: tuple[int, ...]) -> None:
         match message:
             case messages.Drain(mode=mode, deadline=deadline):
-                self._server.request_drain(mode, deadline)
+                self._drain(mode, deadline)
             case messages.Configure(log_level=level):
                 logs.set_level(level)
             case messages.ReopenLogs():
@@ -300,6 +338,10 @@ class _Worker:
                 self._birth.logs.replace(fds)
             case _:
                 log.error("the arbiter sent a worker's message: %s", type(message).__name__)
+
+    def _drain(self, mode: str, deadline: float) -> None:
+        self.deadline = deadline
+        self._server.request_drain(mode, deadline)
 
     def _own_deadline(self) -> float:
         return time.monotonic() + self._birth.settings.pool.graceful_timeout

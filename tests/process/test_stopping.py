@@ -196,6 +196,55 @@ def test_nothing_is_reloaded_or_scaled_during_a_stop(serve):
     assert said.count("READY") == 1
 
 
+ENDLESS = {
+    "a thread": "threading.Thread(target=threading.Event().wait).start()",
+    "a task that ignores its cancellation": "asyncio.get_running_loop().create_task(stubborn())",
+    "an exit function": "atexit.register(threading.Event().wait)",
+}
+ENDLESS_APP = """
+import asyncio, atexit, threading
+from support.testapp import app as plain
+
+async def stubborn():
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        {}
+    await plain(scope, receive, send)
+"""
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_what_an_application_left_running_delays_the_end_no_longer_than_requests_do(
+    serve, write_app, tmp_path, what, loop
+):
+    app = write_app(ENDLESS_APP.format(ENDLESS[what]))
+    daemon = serve("--graceful-timeout", "1", "--loop", loop, "--app-dir", str(tmp_path), app=app)
+    daemon.get()
+    assert daemon.stop() == 0
+    assert len(daemon.probe.take("shutdown")) == 1
+    assert "leaving without them" in daemon.log
+    assert "killed" not in daemon.log
+
+
+def test_exit_functions_and_thread_pools_are_run_to_their_end(serve, write_app, tmp_path):
+    app = write_app(
+        "import atexit, concurrent.futures\nfrom support.stage import tell\nfrom support.testapp import app\n"
+        "atexit.register(tell, 'exit function')\n"
+        "pool = concurrent.futures.ThreadPoolExecutor()\npool.submit(tell, 'thread')\n"
+    )
+    daemon = serve("--app-dir", str(tmp_path), app=app)
+    daemon.probe.wait("thread")
+    assert daemon.stop() == 0
+    daemon.probe.wait("exit function")
+
+
 def test_a_worker_that_blocks_is_killed_after_the_drain_and_kill_bounds(serve):
     daemon = serve("--graceful-timeout", "1")
     running_request(daemon, "/block", "blocked")
