@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_in_order_on_term() -> Iterator[None]:
+    """A TERM (timeout(1), a CI's cancel) ends the run as Ctrl-C does, so that no daemon outlives it."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, previous)
 
 
 @pytest.fixture
