@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
+from contextlib import suppress
 
 import pytest
 from support import proc
@@ -251,3 +253,35 @@ def test_a_task_of_the_application_that_exits_does_not_end_the_worker(serve, wri
     assert daemon.connect().get()[0].status == 200
     assert daemon.workers() == before
     assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_in_a_storm_of_signals_no_request_fails_but_those_in_killed_workers(serve, seed):
+    chance = random.Random(seed)
+    daemon = serve("-w", "3")
+    killed = set()
+    with Load(daemon.port, keep_alive=6, fresh=3) as load:
+        for _ in range(40):
+            workers = daemon.workers()
+            act = chance.choice(
+                ["HUP", "HUP", "TTIN", "TTOU", "USR1", "TERM to a worker", "KILL to a worker", "nothing"]
+            )
+            with suppress(ProcessLookupError):  # it left by itself in this moment
+                match act:
+                    case "KILL to a worker" if len(workers) > 2:
+                        killed.add(victim := chance.choice(workers))
+                        os.kill(victim, signal.SIGKILL)
+                    case "TERM to a worker" if len(workers) > 2:
+                        os.kill(chance.choice(workers), signal.SIGTERM)
+                    case "HUP" | "TTOU" | "USR1" | "TTIN" if len(workers) < 6:
+                        daemon.signal(signal.Signals[f"SIG{act}"])
+                    case _:
+                        pass
+            load.wait_answers(chance.choice([1, 5, 20, 40]))
+    failures = load.result.failures
+    assert [each for each in failures if each.pid not in {None, *killed}] == []
+    fresh = [each.reason for each in failures if each.pid is None]  # nothing had told them who was to answer
+    assert len(fresh) <= 3 * len(killed)
+    assert not any("refused" in reason for reason in fresh)
+    assert daemon.stop() == 0
+    assert "Traceback" not in daemon.log
