@@ -140,7 +140,7 @@ def test_a_stopped_worker_is_killed_after_the_timeout_and_replaced(serve):
 def test_a_boot_that_hangs_is_ended_after_its_own_timeout(launch, write_app, tmp_path):
     app = write_app("from support.stage import hold\nhold('importing')\n")
     daemon = launch(*QUICK_TO_GIVE_UP, "--timeout-boot", "1", "--app-dir", str(tmp_path), app=app)
-    assert daemon.join() in {3, 75}
+    assert daemon.join() == 3
     assert "was killed by procmgr because it was not ready in time" in daemon.log
     assert re.search(r'stage\.py", line \d+ in hold', daemon.log), "the stack says where the boot hung"
 
