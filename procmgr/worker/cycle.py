@@ -130,10 +130,10 @@ class Cycle:
         """Run the application to its end. Nothing it raises passes: a worker outlives a request's SystemExit."""
         try:
             result: object = await app(scope, self.receive, self.send)  # type: ignore[func-returns-value] # it should not
-        except GeneratorExit:  # the loop was closed under the request: nobody is left to answer
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the application's misbehaviour
-            self._raised(error)
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and not self._wire.context.loop.is_running():
+                raise  # the loop ended under the request: nobody is left to answer
+            self._raised(error)  # whatever it is, it is the application's misbehaviour
         else:
             if self.state != COMPLETE or result is not None:
                 self._returned(result)

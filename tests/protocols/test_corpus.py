@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 from protocols.corpus import CASES, Case
 from support.wire import PATIENCE, read_body, run, serving, split_replies
+
+from procmgr.worker.protocols.framing import Refused, classify, read_fields, read_line
+from procmgr.worker.protocols.h11_codec import H11Codec
+from procmgr.worker.protocols.httptools_codec import HttptoolsCodec
 
 CODECS = ["httptools", "h11"]
 
@@ -64,3 +69,37 @@ def test_each_request_has_the_outcome_its_clause_demands(case: Case, codec: str,
     assert answers(data) == case.outcome, (case.clause, data[:500], lines)
     refused = [answer for answer in case.outcome if isinstance(answer, int)]
     assert len(lines) == len(refused), lines
+
+
+SHAPES = {
+    "blanks inside a length": lambda size: b"Host: a\r\nContent-Length: 1" + b" " * size + b"1\r\n",
+    "blanks around a length": lambda size: b"Host: a\r\nContent-Length:" + b"\t" * size + b"1" + b" " * size + b"\r\n",
+    "blanks inside a value": lambda size: b"Host: a\r\nA: 1" + b" " * size + b"1\r\n",
+    "commas in Connection": lambda size: b"Host: a\r\nConnection: " + b"a ," * size + b"\r\n",
+    "codings": lambda size: b"Host: a\r\nTransfer-Encoding: " + b"a ," * size + b"a\r\n",
+    "a long Host": lambda size: b"Host: " + b"a" * size + b"/\r\n",
+    "many fields": lambda size: b"Host: a\r\n" + b"A:1\r\n" * size,
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_time_for_a_head_grows_no_faster_than_the_head(shape: str, codec: str) -> None:
+    few, many = 1_000, 16_000
+
+    def seconds(size: int) -> float:
+        head = b"GET / HTTP/1.1\r\n" + SHAPES[shape](size) + b"\r\n"
+
+        def once() -> float:
+            parser = (HttptoolsCodec if codec == "httptools" else H11Codec)(0)
+            begin = time.process_time()
+            request = read_line(head, 1024)
+            try:
+                read_fields(request, parser.read_head(request), set())
+            except Refused as refusal:
+                classify(request, set(), refusal)
+            return time.process_time() - begin
+
+        return min(once() for _ in range(5))
+
+    assert seconds(many) < 4 * (many / few) * seconds(few)

@@ -46,6 +46,7 @@ BEFORE = {
     "raises SystemExit": (sending(then=SystemExit(3)), "raised"),
     "raises KeyboardInterrupt": (sending(START, then=KeyboardInterrupt()), "raised"),
     "raises CancelledError": (sending(then=asyncio.CancelledError()), "raised"),
+    "raises GeneratorExit": (sending(then=GeneratorExit()), "raised"),
     "returns without a response": (sending(), "returned without a response"),
     "returns without a body": (sending(START), "returned without a body"),
     "sends body first": (sending(body(b"x")), "raised"),
@@ -379,6 +380,20 @@ def test_pipelined_requests_beyond_the_bound_stop_the_reading(codec):
             go.set()
             for _ in range(15_000):
                 assert (await client.reply()).body == b"ok"
+
+    run(main())
+
+
+def test_pipelining_faster_than_an_application_that_never_waits_stops_the_reading(codec):
+    async def main():
+        async with serving(responding(), codec) as server:
+            client = await server.connect()
+            connection = await server.connection()
+            connection.data_received(GET * 4_000)
+            assert not connection.reading
+            for _ in range(4_000):
+                assert (await client.reply()).body == b"ok"
+            await server.until(lambda: connection.reading)
 
     run(main())
 

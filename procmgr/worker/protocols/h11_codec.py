@@ -14,7 +14,7 @@ import h11
 
 from procmgr.worker.protocols.framing import CHUNK_CREDIT, FORBIDDEN_TRAILERS, Headers, Refused, Request, check_fields
 
-_LENGTHS: Final = re.compile(rb"\r\ncontent-length:[ \t]*([^\r]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
+_LENGTHS: Final = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
 
 
 class H11Codec:
@@ -32,7 +32,7 @@ class H11Codec:
         head = request.head
         check_fields(head, head.find(b"\r\n") + 2)
         lengths = _LENGTHS.findall(head)
-        if len(lengths) > 1 or (lengths and not lengths[0].isdigit()):
+        if len(lengths) > 1 or (lengths and not lengths[0].strip(b" \t").isdigit()):
             raise Refused(400, "malformed Content-Length field")
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=max(len(head), self._max_overhead))
         try:

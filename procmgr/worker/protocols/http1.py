@@ -165,7 +165,9 @@ class Http1Connection(Connection):
         if self.is_open():
             if self.eof:
                 cycle.client_ended()
-            if len(pending) <= self.context.limits.pipelined and cycle.buffered <= self.context.limits.body:
+            if len(pending) > self.context.limits.pipelined:
+                self.pause_reading()  # applications that never wait would be fed more than they serve
+            elif cycle.buffered <= self.context.limits.body:
                 self.resume_reading()
             self._start(cycle)
 
