@@ -75,5 +75,11 @@ class PrivilegeError(ProcmgrError):
     exit_code = ExitCode.PERMISSION
 
 
+class UnavailableError(ProcmgrError):
+    """There is no daemon to be reached, or it is about to end."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
 class ClientDisconnected(OSError):  # noqa: N818 - an event in the application's eyes, not a fault; the ASGI spec asks for an OSError
     """Raised by `send()` once the client is gone (ASGI HTTP spec_version 2.4 and later)."""

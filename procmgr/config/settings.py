@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from procmgr import process
+from procmgr import control, process
 from procmgr.config.declare import Applies, Entry, entries, required, setting
 from procmgr.config.types import (
     Pair,
@@ -28,6 +28,7 @@ from procmgr.config.types import (
     many,
     octal,
     path,
+    path_or_off,
     seconds,
     surge,
     switch,
@@ -391,6 +392,13 @@ class ProcessSettings:
         "Write the arbiter's process id to this file, locked while it runs.",
         flags=("-p",),
         gunicorn="pidfile",
+    )
+    control: str | None = setting(
+        None,
+        path_or_off("PATH", "/run/procmgr/control.sock", control.OFF),
+        _RESTART,
+        "Answer procmgrctl on a Unix socket at this path; off does not.",
+        default="$RUNTIME_DIRECTORY/control.sock, else $XDG_RUNTIME_DIR/procmgr/NAME.sock, else off",
     )
     user: str | None = setting(
         None,

@@ -62,6 +62,18 @@ def path(metavar: str, example: str) -> Kind[str]:
     return text(metavar, "a path", example)
 
 
+def path_or_off(metavar: str, example: str, off: str) -> Kind[str]:
+    """Return the kind of a path where the words 'none' and `off`, in any case, are the value `off`."""
+
+    def read(text: str) -> str:
+        if not text or "\0" in text:
+            raise ValueError
+        return off if text.lower() in {"none", off} else text
+
+    schema: Schema = {"type": "string", "minLength": 1}
+    return Kind(metavar=metavar, wanted=f"a path, or {off!r}", text=read, toml=quoted, schema=schema, example=example)
+
+
 def instance_name() -> Kind[str]:
     """Return the kind of a name that is safe as one component of a path."""
     wanted = "at most 64 letters, digits and any of _ . @ : -, beginning with a letter, a digit or _"
