@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from procmgr.sockets import Listener
 
 _STACKS_BYTES: Final = 32 * 1024
+STACKS_BIT: Final = 1 << (STACKS_SIGNAL - 1)
+"""The signal that has stacks dumped, in the signal sets of /proc/PID/status (proc(5))."""
+
 _MESSAGES_PER_TURN: Final = 32
 
 log = logging.getLogger("procmgr.error")
@@ -115,6 +118,11 @@ class Member:
     def stacks(self) -> str:
         """Return the Python stacks that the worker dumped, cut to 32 KiB; empty if it did not."""
         return os.pread(self.stacks_fd, _STACKS_BYTES, 0).decode("utf-8", "replace")
+
+    def forget_stacks(self) -> None:
+        """Make place for the next dump. The descriptor is one with the worker's: its writing goes on at the start."""
+        os.ftruncate(self.stacks_fd, 0)
+        os.lseek(self.stacks_fd, 0, os.SEEK_SET)
 
 
 class LinuxHost:
@@ -190,8 +198,10 @@ class LinuxHost:
 
     def dump_stacks(self, worker_id: int) -> Suspended | None:
         """Signal the worker's C-level handler, which works with its loop blocked and the GIL held."""
-        if _is_stopped(self.members[worker_id].pid):
+        member = self.members[worker_id]
+        if _is_stopped(member.pid):
             return Suspended(worker_id)
+        member.forget_stacks()
         self._signal(worker_id, STACKS_SIGNAL)
         return None
 

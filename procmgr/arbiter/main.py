@@ -11,29 +11,34 @@ import logging
 import os
 import random
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from procmgr import __version__, logs, messages, process, sockets, systemd
 from procmgr.arbiter import descendants, spawn
+from procmgr.arbiter.control import Control, try_open
 from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.events import Reload, ScaleBy, Stop
 from procmgr.arbiter.core.policy import Policy
 from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.core.view import status_line
 from procmgr.arbiter.guard import Guard
+from procmgr.arbiter.history import History
 from procmgr.arbiter.host import LinuxHost, Member
 from procmgr.arbiter.listeners import Listeners
 from procmgr.arbiter.logfiles import LogFiles
 from procmgr.arbiter.loop import Loop
+from procmgr.arbiter.operations import Operations
 from procmgr.arbiter.plans import Plans
 from procmgr.arbiter.report import Report
-from procmgr.arbiter.signals import SignalQueue, StopLadder
-from procmgr.errors import ExitCode, ProcmgrError
+from procmgr.arbiter.signals import HANDLED, SignalQueue, StopLadder
+from procmgr.control import default_path
+from procmgr.errors import ExitCode, ProcmgrError, UnavailableError
 from procmgr.worker import boot
 
 if TYPE_CHECKING:
+    from procmgr.arbiter.core.events import StopLevel
     from procmgr.arbiter.plans import Plan
     from procmgr.config.resolve import Invocation, Resolved
     from procmgr.config.settings import Settings
@@ -110,11 +115,18 @@ class Arbiter:
         self._pool = Pool(policy_of(settings), now=self._host.now(), random=random.random)
         self._plans.adopt(self._pool.view().generation, first)
         self._loop = Loop(pool=self._pool, host=self._host, signals=self._signals, observer=self)
+        now = self._host.now
+        self._history = History(members=self._host.members, view=self._pool.view, now=now)
+        self._operations = Operations(
+            steering=self, host=self._host, loop=self._loop, view=self._pool.view, history=self._history
+        )
+        self._control = self._open_control(settings)
+        stack.callback(self._close_control)
         self._guard = self._fork_guard()
 
     def run(self) -> int:
         """Supervise until the pool finishes; returns the exit code."""
-        plan = self._plan_in_force()
+        plan = self.plan_in_force()
         settings = plan.settings
         where = ", ".join(sockets.url(listener.address) for listener in plan.listeners)
         workers = f"{settings.pool.workers} worker{'' if settings.pool.workers == 1 else 's'}"
@@ -126,6 +138,8 @@ class Arbiter:
         if left:
             log.warning("ended %d process%s that workers had left behind", left, "" if left == 1 else "es")
         self._guard.dismiss()
+        # The interpreter restores default actions as it ends: a signal that comes late would turn this into a death.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         log.info("stopped")
         return code
 
@@ -138,13 +152,15 @@ class Arbiter:
                 if level is not None:
                     self._loop.post(Stop(level))
             case signal.SIGHUP:
-                self._reload()
+                with suppress(ProcmgrError):  # it is logged
+                    self.reload()
             case signal.SIGTTIN:
                 self._loop.post(ScaleBy(1))
             case signal.SIGTTOU:
                 self._loop.post(ScaleBy(-1))
             case signal.SIGUSR1:
-                self._reopen_logs()
+                with suppress(ProcmgrError):  # it is logged
+                    self.reopen_logs()
             case _:
                 log.info("%s has no meaning yet", signum.name)
 
@@ -157,14 +173,17 @@ class Arbiter:
                 self._plans.forget(self._pool.view())
             case _:
                 pass
+        self._history.note(notice)
         self._report.say(notice)
         self._notify(notice)
+        self._operations.hear(notice)
 
     def on_sample(self, now: float) -> None:
         """Send what systemd wants to hear regularly."""
-        del now
         self._notifier.watchdog()
         self._notifier.status(status_line(self._pool.view()))
+        if self._control is not None:
+            self._control.sweep(now)
 
     def _birth(self, order: actions.Spawn, member: Member, channel: messages.Channel) -> boot.Birth:
         plan = self._plans.of(order.generation)
@@ -187,41 +206,68 @@ class Arbiter:
     def _close_in_child(self, keep: tuple[Listener, ...]) -> None:
         self._loop.close_in_child()
         self._listeners.close_in_child(keep)
+        if self._control is not None:
+            self._control.close_in_child()
         if self._pid_file is not None:
             self._pid_file.close_in_child()
 
-    def _reload(self) -> None:
-        """Read the configuration anew and roll the workers, or say why everything stays as it is."""
-        if self._pool.view().stop is not None:
+    def reload(self) -> int:
+        """Read the configuration anew and roll the workers; returns the generation that this asks for.
+
+        Raises `ProcmgrError` and says why in the log and to systemd: everything stays as it is then.
+        """
+        view = self._pool.view()
+        if view.stop is not None:
             log.info("reload ignored: stopping")
-            return
+            raise UnavailableError("the daemon is stopping")
         try:
-            plan = self._plans.propose(self._pool.view().generation)
+            plan = self._plans.propose(view.generation)
         except ProcmgrError as error:
             log.error("reload refused, nothing changed: %s", error)
+            self._history.note_refusal(error)
             self._notifier.reloading("reload refused")
             self._notifier.ready(f"reload refused: {error}")
-            return
+            raise
         level = _live_level(plan.settings)
         if level is not None:
             logs.set_level(level)
             self._host.broadcast(messages.Configure(level))
         self._notifier.reloading("reloading")
         self._loop.post(Reload(policy_of(plan.settings)))
+        return self._pool.view().newest_generation
 
-    def _plan_in_force(self) -> Plan:
-        return self._plans.in_force(self._pool.view().generation)
+    def stop(self, level: StopLevel) -> None:
+        """Stop at `level`, or raise the level of a stop under way."""
+        self._ladder.reach(level)
+        self._loop.post(Stop(level))
 
-    def _reopen_logs(self) -> None:
+    def reopen_logs(self) -> None:
+        """Open the log files anew, here and in the workers; raises `ProcmgrError` if that cannot be, and says so."""
         logs.reopen_files()
         try:
             fds = self._log_files.reopen()
         except ProcmgrError as error:
             log.error("the log files stay as they are: %s", error)
-            return
+            raise
         self._host.broadcast(messages.ReopenLogs(), fds)
         self._logs.replace(fds)
         log.info("log files reopened")
+
+    def plan_in_force(self) -> Plan:
+        """Return what workers are made of now."""
+        return self._plans.in_force(self._pool.view().generation)
+
+    def _open_control(self, settings: Settings) -> Control | None:
+        default = default_path(self._invocation.environ, settings.process.name)
+        listener = try_open(settings.process.control, default)
+        if listener is None:
+            return None
+        return Control(listener=listener, loop=self._loop, now=self._host.now, answer=self._operations.answer)
+
+    def _close_control(self) -> None:
+        self._operations.close()
+        if self._control is not None:
+            self._control.leave()
 
     def _notify(self, notice: actions.Notice) -> None:
         view = self._pool.view()
@@ -244,7 +290,7 @@ class Arbiter:
 
     def _patience(self) -> float:
         """Return how long the arbiter's workers may take to drain after its death, in seconds."""
-        return self._plan_in_force().settings.pool.graceful_timeout + KILL_GRACE_SECONDS
+        return self.plan_in_force().settings.pool.graceful_timeout + KILL_GRACE_SECONDS
 
     def _on_foreign_death(self, pid: int) -> None:
         if pid == self._guard.pid:

@@ -67,7 +67,7 @@ class Report:
             self._say_boot_failure(death, member)
             return
         served = f"{_count(member.row[scoreboard.REQUESTS], 'request')} served"
-        line = f"{self._name(death.worker_id)} {_cause(death)} after {death.age_seconds:.1f} s, {served}"
+        line = f"{self._name(death.worker_id)} {cause(death)} after {death.age_seconds:.1f} s, {served}"
         stacks = member.stacks() if death.killed is not None else ""
         log.log(_severity(death), "%s%s", line, f"; its stacks were:\n{stacks}" if stacks else "")
 
@@ -114,7 +114,8 @@ def _severity(death: actions.WorkerDied) -> int:
     return logging.INFO
 
 
-def _cause(death: actions.WorkerDied) -> str:
+def cause(death: actions.WorkerDied) -> str:
+    """Return how a worker came to its end, as what follows its name in a sentence."""
     if death.killed is not None:
         return f"was killed by procmgr because {death.killed.value}"
     if death.exit.signal is None:

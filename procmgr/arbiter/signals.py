@@ -93,6 +93,10 @@ class StopLadder:
             self._level = StopLevel(min(self._level + 1, StopLevel.KILL))
         return self._level
 
+    def reach(self, level: StopLevel) -> None:
+        """Stand at `level` at least, since somebody asked for it otherwise: the next TERM or INT climbs from there."""
+        self._level = level if self._level is None else max(self._level, level)
+
 
 @contextmanager
 def all_blocked() -> Iterator[set[signal.Signals]]:

@@ -18,8 +18,8 @@ def test_a_worker_is_shown_with_its_slot_pid_state_and_since_when():
     drive.ready(2)
     drive.send(events.DrainBegun(2))
     assert drive.view.workers == (
-        WorkerView(worker_id=1, slot=0, generation=1, pid=None, state=WorkerState.STARTING, since=0.0),
-        WorkerView(worker_id=2, slot=1, generation=1, pid=102, state=WorkerState.DRAINING, since=2.0),
+        WorkerView(worker_id=1, slot=0, generation=1, pid=None, state=WorkerState.STARTING, born=0.0, since=0.0),
+        WorkerView(worker_id=2, slot=1, generation=1, pid=102, state=WorkerState.DRAINING, born=1.0, since=2.0),
     )
     assert (drive.view.starting, drive.view.ready, drive.view.draining) == (1, 0, 1)
     assert drive.view.ever_ready

@@ -143,5 +143,6 @@ def _show(worker: Worker) -> WorkerView:
         generation=worker.generation,
         pid=worker.pid,
         state=_STATES[worker.phase],
+        born=worker.born,
         since=worker.since,
     )

@@ -23,13 +23,18 @@ class WorkerState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerView:
-    """One worker. `pid` is None until its fork is reported; `since` is when it entered `state`, monotonic seconds."""
+    """One worker.
+
+    `pid` is None until its fork is reported; `born` is when it was forked, `since` when it entered `state`, monotonic
+    seconds.
+    """
 
     worker_id: int
     slot: int
     generation: int
     pid: int | None
     state: WorkerState
+    born: float
     since: float
 
 

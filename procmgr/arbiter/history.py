@@ -1,0 +1,162 @@
+"""What has happened, for those who ask later: why the worker of a slot went, and how the last reload ended and why.
+
+The pool forgets a worker once it is buried and says failures in one word; here the application's own words are kept, of
+one reload and of one departure per slot, so it stays bounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, assert_never
+
+from procmgr.arbiter.core import actions
+from procmgr.arbiter.core.actions import ReloadOutcome
+from procmgr.arbiter.core.events import BootFailure
+from procmgr.arbiter.report import cause
+from procmgr.errors import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from procmgr.arbiter.core.view import View
+    from procmgr.arbiter.host import Member
+    from procmgr.errors import ProcmgrError
+
+_CODES: Final = {
+    BootFailure.NOT_FOUND: ExitCode.APP_NOT_FOUND,
+    BootFailure.FAILED: ExitCode.APP_FAILED,
+    BootFailure.TIMED_OUT: ExitCode.TIMED_OUT,
+    BootFailure.REFUSED: ExitCode.OS_ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Why a worker could not start: the exit code that says so, one line, the application's traceback or nothing."""
+
+    exit_code: int
+    summary: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """A worker that went: `reason` follows its name in a sentence, `at` is monotonic seconds."""
+
+    worker_id: int
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastReload:
+    """How a reload ended. `generation` is None for one that was refused; `at` is monotonic seconds."""
+
+    generation: int | None
+    outcome: ReloadOutcome | None
+    exit_code: int
+    text: str
+    detail: str
+    at: float
+
+
+class History:
+    """Takes notes of notices; `members` is where a notice's worker is still known while it is noted."""
+
+    def __init__(self, *, members: Mapping[int, Member], view: Callable[[], View], now: Callable[[], float]) -> None:
+        self._members = members
+        self._view = view
+        self._now = now
+        self._recycled: dict[int, str] = {}
+        self.departures: dict[int, Departure] = {}
+        self.last_reload: LastReload | None = None
+
+    def note(self, notice: actions.Notice) -> None:
+        """Note what is worth remembering."""
+        match notice:
+            case actions.WorkerRecycled():
+                self._recycled[notice.worker_id] = notice.reason
+            case actions.WorkerDied():
+                reason = self._reason(notice)
+                self._recycled.pop(notice.worker_id, None)
+                if not self._was_only_a_trial(notice):
+                    self.departures[notice.slot] = Departure(worker_id=notice.worker_id, reason=reason, at=self._now())
+            case actions.ReloadEnded():
+                self.last_reload = self._ended(notice)
+            case _:
+                pass
+
+    def note_refusal(self, error: ProcmgrError) -> None:
+        """Note that a reload was refused for its configuration."""
+        text = f"refused, nothing changed: {error}"
+        self.last_reload = LastReload(
+            generation=None, outcome=None, exit_code=error.exit_code, text=text, detail="", at=self._now()
+        )
+
+    def fault(self, death: actions.WorkerDied) -> Fault:
+        """Return why a worker that died before it was ready could not start."""
+        return _fault(self._members[death.worker_id], death.failure, cause(death))
+
+    def _was_only_a_trial(self, death: actions.WorkerDied) -> bool:
+        """Tell whether the worker that it was to succeed is still there: that one's predecessor remains who it was."""
+        return any(each.slot == death.slot and each.worker_id < death.worker_id for each in self._view().workers)
+
+    def _reason(self, death: actions.WorkerDied) -> str:
+        generation = self._view().generation
+        if not death.was_ready and self._members[death.worker_id].last_words:
+            return f"could not start: {self.fault(death).summary}"
+        if death.killed is not None or not death.expected:
+            return cause(death)
+        if reason := self._recycled.get(death.worker_id):
+            return f"was recycled: {reason}"
+        if death.generation < generation:
+            return f"gave way to generation {generation}"
+        return "was rolled back" if death.generation > generation else "was retired"
+
+    def _ended(self, ended: actions.ReloadEnded) -> LastReload:
+        fault = None
+        if ended.outcome in {ReloadOutcome.ROLLED_BACK, ReloadOutcome.PARTIAL}:
+            fault = _fault(self._witness(ended.generation), ended.failure, "it died without a word")
+        return LastReload(
+            generation=ended.generation,
+            outcome=ended.outcome,
+            exit_code=fault.exit_code if fault else _exit_code(ended.outcome),
+            text=_sentence(ended, self._view().generation, fault),
+            detail=fault.detail if fault else "",
+            at=self._now(),
+        )
+
+    def _witness(self, generation: int) -> Member | None:
+        """Return the newest worker of a generation that told why it cannot start; it is not buried yet."""
+        told = [each for each in self._members.values() if each.generation == generation and each.last_words]
+        return told[-1] if told else None
+
+
+def _fault(member: Member | None, failure: BootFailure | None, otherwise: str) -> Fault:
+    words = member.last_words if member is not None else None
+    if words is not None:
+        return Fault(exit_code=words.exit_code, summary=words.summary, detail=words.detail)
+    if failure is None:
+        return Fault(exit_code=ExitCode.APP_FAILED, summary=otherwise, detail="")
+    return Fault(exit_code=_CODES[failure], summary=failure.value, detail="")
+
+
+def _exit_code(outcome: ReloadOutcome) -> ExitCode:
+    return ExitCode.OK if outcome is ReloadOutcome.DONE else ExitCode.UNREACHABLE
+
+
+def _sentence(ended: actions.ReloadEnded, generation: int, fault: Fault | None) -> str:
+    why = f": {fault.summary}" if fault else ""
+    match ended.outcome:
+        case ReloadOutcome.DONE:
+            return f"generation {ended.generation} serves"
+        case ReloadOutcome.ROLLED_BACK:
+            return f"generation {ended.generation} was rolled back, generation {generation} serves on{why}"
+        case ReloadOutcome.PARTIAL:
+            return f"{ended.replaced} of {ended.desired} workers are of generation {ended.generation}, no more{why}"
+        case ReloadOutcome.SUPERSEDED:
+            return f"generation {ended.generation} gave way to a newer reload"
+        case ReloadOutcome.STOPPED:
+            return f"generation {ended.generation} was cut short by a stop"
+        case _:
+            assert_never(ended.outcome)
