@@ -18,7 +18,9 @@ ACTIVATE = """
 import os, sys
 count, names = int(sys.argv[1]), sys.argv[2]
 fds = [int(fd) for fd in sys.argv[3].split(",")]
-high = [os.dup2(fd, 100 + at) for at, fd in enumerate(fds)]  # out of the way of the numbers from 3 on
+high = [os.dup2(fd, 100 + at, inheritable=False) for at, fd in enumerate(fds)]  # out of the way of 3, 4, ...
+for fd in fds:
+    os.close(fd)
 for at, fd in enumerate(high):
     os.dup2(fd, 3 + at, inheritable=True)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count), LISTEN_FDNAMES=names)
