@@ -161,13 +161,13 @@ class LinuxHost:
         try:
             member, theirs = self._prepare(order)
         except (OSError, RuntimeError) as error:
-            return SpawnFailed(order.worker_id, str(error))
+            return _refused(order, error)
         try:
             birth = self._birth(order, member, theirs)
             member.pid = spawn.fork_worker(birth, close_in_child=lambda: self._close_in_worker(member, birth))
         except OSError as error:
             self._release(member)
-            return SpawnFailed(order.worker_id, str(error))
+            return _refused(order, error)
         finally:
             theirs.close()
         self.members[order.worker_id] = member
@@ -303,6 +303,11 @@ class LinuxHost:
     def _signal(self, worker_id: int, signum: int) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.members[worker_id].pid, signum)
+
+
+def _refused(order: actions.Spawn, error: Exception) -> SpawnFailed:
+    log.error("cannot start worker %d (slot %d): %s", order.worker_id, order.slot, error)
+    return SpawnFailed(order.worker_id, str(error))
 
 
 def _exit_of(status: int) -> Exit:
