@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{_command().get_help(click.Context(_command(), info_name='procmgrctl'))}\n")
         return ExitCode.USAGE
     try:
-        return int(_command().main(given, "procmgrctl", standalone_mode=False) or ExitCode.OK)
+        # Only parsed by click: it has answers of its own to an interrupt and to a closed pipe.
+        run = _command().main(given, "procmgrctl", standalone_mode=False)
+        return run() if callable(run) else ExitCode.OK
     except click.UsageError as error:
         return _fail(UsageError(_one_line(error)), given)
     except ProcmgrError as error:
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has seen enough; the interpreter's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         # A shell has to see that it was the signal that ended us.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
@@ -116,18 +118,23 @@ def _made(
 ) -> click.Command:
     """Return a command that sends operation `name` with the arguments that `request` makes of its parameters."""
 
-    def run(socket: str | None, name_: str | None, as_json: bool, **given: Any) -> int:  # noqa: ANN401, FBT001 - click calls it so
+    def parsed(socket: str | None, name_: str | None, as_json: bool, **given: Any) -> Callable[[], int]:  # noqa: ANN401, FBT001 - click calls it so
         outer = click.get_current_context().find_root().params
-        path = _find(socket or outer.get("socket"), name_ or outer.get("name"))
-        events = converse(path, name, request(given))
-        return _json(events) if as_json else (say or _Text)().tell(events, name)
+        where = socket or outer.get("socket"), name_ or outer.get("name")
+        arguments = request(given)
 
-    where = [
+        def run() -> int:
+            events = converse(_find(*where), name, arguments)
+            return _json(events) if as_json else (say or _Text)().tell(events, name)
+
+        return run
+
+    options = [
         click.Option(["-s", "--socket"], hidden=True),
         click.Option(["-n", "--name", "name_"], hidden=True),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object a line."),
     ]
-    return click.Command(name, callback=run, params=[*params, *where], help=about, context_settings=settings)
+    return click.Command(name, callback=parsed, params=[*params, *options], help=about, context_settings=settings)
 
 
 def _simple(name: str, about: str, say: Callable[[], _Text] | None = None) -> click.Command:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import proc
 from support.ctl import Raw, Running, ctl
+from support.daemon import PATIENCE
 from support.load import Load
 
 VERSIONED = "from support import testapp\nfrom support.testapp import app\ntestapp.version = {!r}\n"
@@ -468,6 +469,13 @@ def test_a_name_finds_its_instance_and_several_are_listed(serve, tmp_path):
     assert refused.returncode == 2
     for daemon, name in ((one, "one"), (two, "two")):
         assert re.search(rf"^{name} +{daemon.pid}  {tmp_path}/procmgr/{name}\.sock$", refused.stderr, re.MULTILINE)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(controlled, at):
+    controlled()
+    client = Running("-s", str(at), "status")
+    client.process.stdout.close()
+    assert client.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize(
