@@ -84,7 +84,7 @@ def _command() -> click.Group:
         _scale(),
         _restart(),
         _stop(),
-        _simple("reopen-logs", "Open the log files anew, after they were rotated."),
+        _simple("reopen-logs", "Open the log files anew. For when they were rotated."),
         _stacks(),
         _simple("version", "Show the release that the daemon runs."),
     ):
@@ -105,7 +105,14 @@ def _version_option() -> click.Option:
             _put(f"procmgrctl {__version__}")
             context.exit()
 
-    return click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=show, help="Show it.")
+    return click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Show the release of procmgrctl.",
+    )
 
 
 def _made(
@@ -144,7 +151,7 @@ def _simple(name: str, about: str, say: Callable[[], _Text] | None = None) -> cl
 def _reload() -> click.Command:
     wait = click.Option(["--wait/--no-wait"], default=True, help="Wait until the new generation serves or has failed.")
     about = (
-        "Read the configuration anew and replace every worker, one after the other. Exits with 0 only if the new "
+        "Replace every worker, one after the other. The configuration is read anew. Exits with 0 only if the new "
         "generation serves; else the old one does, and the application's traceback is shown."
     )
     return _made("reload", about, wait)
@@ -157,13 +164,13 @@ def _scale() -> click.Command:
             raise UsageError(f"{text!r} is no number of workers; expected N, +N or -N")
         return {"by" if text[0] in "+-" else "to": int(text)}
 
-    about = "Set the number of workers to N, or change it by +N or -N. It stays so across reloads."
+    about = "Set or change the number of workers. It stays so across reloads."
     workers = click.Argument(["workers"], metavar="N|+N|-N")
     return _made("scale", about, workers, request=request, ignore_unknown_options=True)
 
 
 def _restart() -> click.Command:
-    about = "Replace the worker in SLOT: its successor serves before it is retired."
+    about = "Replace the worker in SLOT. Its successor serves before it is retired."
     return _made("restart", about, click.Argument(["slot"], type=click.IntRange(min=0)))
 
 
@@ -177,7 +184,7 @@ def _stacks() -> click.Command:
     def request(given: dict[str, Any]) -> Event:
         return {} if given["slot"] is None else given
 
-    about = "Show the Python stacks of the worker in SLOT, or of all, while they run."
+    about = "Show the Python stacks of running workers. Only that of the worker in SLOT, if it is given."
     slot = click.Argument(["slot"], type=click.IntRange(min=0), required=False)
     return _made("stacks", about, slot, request=request)
 
