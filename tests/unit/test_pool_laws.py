@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -14,6 +15,7 @@ import procmgr.arbiter.core
 from procmgr.arbiter.core import events
 from procmgr.arbiter.core.events import BootFailure, Exit, StopLevel
 from procmgr.arbiter.core.policy import Backoff, Policy
+from procmgr.arbiter.core.pool import Pool
 
 POLICIES = st.builds(
     Policy,
@@ -30,6 +32,10 @@ POLICIES = st.builds(
 EXITS = st.sampled_from([Exit(code=0), Exit(code=1), Exit(code=3), Exit(code=4), Exit(signal=9), Exit(signal=15)])
 
 
+def through_json(pool):
+    return Pool.restore(json.loads(json.dumps(pool.snapshot(), allow_nan=False)), random=lambda: 0.5)
+
+
 class AnyEvents(RuleBasedStateMachine):
     """Facts about known and unknown workers in any order, wishes in any state, time in any step."""
 
@@ -37,10 +43,23 @@ class AnyEvents(RuleBasedStateMachine):
     def boot(self, policy):
         self.now = 100.0
         self.pool = WatchedPool(policy, now=self.now)
+        self.twin = None
         self.send(events.Tick())
 
     def send(self, event):
-        self.pool.handle(event, self.now)
+        out = self.pool.handle(event, self.now)
+        if self.twin is not None:
+            assert self.twin.handle(event, self.now) == out, "law 9: what was restored decides otherwise"
+            self.check_twin()
+
+    def check_twin(self):
+        assert self.twin.deadline() == self.pool.deadline(), "law 9"
+        assert self.twin.view() == self.pool.view(), "law 9"
+
+    @rule()
+    def restored_from_its_snapshot(self):
+        self.twin = through_json(self.pool.pool)
+        self.check_twin()
 
     def worker(self, pick):
         """A known worker mostly; for some numbers one that is unknown."""
@@ -125,12 +144,22 @@ AnyEvents.TestCase.settings = settings(
 
 
 class TestAnyEvents(AnyEvents.TestCase):
-    """Laws 1 to 8."""
+    """Laws 1 to 9."""
 
 
 def test_the_core_touches_nothing_but_itself_and_the_exit_codes():
     """No module of the core imports anything that could read a clock, a file or a signal."""
-    allowed = {"__future__", "collections.abc", "dataclasses", "enum", "itertools", "math", "typing", "procmgr.errors"}
+    allowed = {
+        "__future__",
+        "collections.abc",
+        "dataclasses",
+        "enum",
+        "itertools",
+        "math",
+        "typing",
+        "procmgr.errors",
+        "procmgr.plain",
+    }
     for path in Path(procmgr.arbiter.core.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []

@@ -11,6 +11,7 @@ Laws, held by tests/unit/test_pool_laws.py and tests/sim on random events and si
 6. A stop ends within the drain and kill bounds. A reload ends in bounded time, however slow the boot.
 7. When the clock jumps nobody is killed for it.
 8. Every state answers every event, and worker ids are never reused.
+9. A pool restored from its snapshot answers every event as the first would have done.
 
 Theory of operation. Each event takes the same steps: *record* the fact or the wish, *expire* the deadlines that have
 passed, *reconcile* what is desired with what there is (end what is too many, then spawn what is missing), and last send
@@ -33,8 +34,9 @@ Decided here:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from procmgr.arbiter.core import snapshot
 from procmgr.arbiter.core.actions import Action, Finish, PoolReady
 from procmgr.arbiter.core.clock import expire, measure_pause, next_wake
 from procmgr.arbiter.core.model import Phase, State
@@ -65,6 +67,20 @@ class Pool:
     def __init__(self, policy: Policy, *, now: float, random: Callable[[], float]) -> None:
         self._state = State(policy=policy, random=random, now=now, target=policy.workers)
         self._wake: float | None = None
+
+    @classmethod
+    def restore(cls, data: dict[str, Any], *, random: Callable[[], float]) -> Self:
+        """Return the pool that `snapshot` described; it answers any event as that one would.
+
+        Raises `plain.PlainError` when the data is not a snapshot that this release understands.
+        """
+        pool = cls.__new__(cls)
+        pool._state, pool._wake = snapshot.read(data, random)  # noqa: SLF001 - of its own class
+        return pool
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all that the pool remembers, as data for `json.dumps`. Not to be called within `handle`."""
+        return snapshot.write(self._state, self._wake)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Record `event` and return what is to be done, in order. Raises for no event in any state.
