@@ -13,7 +13,10 @@ import os
 import socket
 from array import array
 from dataclasses import asdict, dataclass, fields
-from typing import Final, get_type_hints
+from typing import TYPE_CHECKING, Final, get_type_hints
+
+if TYPE_CHECKING:
+    from procmgr.handover import Descriptor
 
 PROTOCOL_VERSION: Final = 1
 MAX_BYTES: Final = 64 * 1024
@@ -140,6 +143,11 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(0.0)
         self._sock = sock
+
+    @classmethod
+    def adopt(cls, fd: Descriptor) -> Channel:
+        """Take over an end that was handed over; raises `OSError`."""
+        return cls(socket.socket(fileno=fd.number))
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:

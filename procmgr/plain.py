@@ -13,7 +13,19 @@ from collections.abc import Mapping
 from enum import Enum
 from math import inf
 from types import NoneType, UnionType
-from typing import Any, Final, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Final,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 T = TypeVar("T")
 Data: TypeAlias = Any
@@ -23,6 +35,12 @@ Type: TypeAlias = Any
 
 _KIND: Final = "is"
 _INFINITIES: Final = {"inf": inf, "-inf": -inf}
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(kind: type[T]) -> type[T]:
+    """Declare a dataclass to be written and read here: frozen, slotted, its annotations resolved at run time."""
+    return dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(kind)
 
 
 class PlainError(ValueError):
@@ -93,7 +111,7 @@ class _Loader:
         self._names = dict(names) if names else None
 
     def load(self, kind: Type, data: Data, where: str) -> Data:
-        origin = get_origin(kind)
+        origin: Type = get_origin(kind)
         if origin in {Union, UnionType}:
             return self._one_of(get_args(kind), data, where)
         if origin is Literal:
@@ -185,4 +203,5 @@ def _require(holds: bool, data: Data, where: str, result: Data) -> Data:  # noqa
 
 
 def _wrong(data: Data, where: str) -> PlainError:
-    return PlainError(f"{where}: {repr(data)[:80]} is not what belongs there")
+    # Not the value itself, which may be a secret.
+    return PlainError(f"{where}: a value of type {type(data).__name__} that does not belong there")

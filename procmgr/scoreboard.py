@@ -16,7 +16,10 @@ import mmap
 import os
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Self
+
+from procmgr.handover import Descriptor
+from procmgr.plain import record
 
 LAYOUT_VERSION: Final = 1
 MAX_ROWS: Final = 1024
@@ -85,6 +88,16 @@ def detached_row() -> Row:
     return memoryview(bytearray(ROW_BYTES)).cast("Q")
 
 
+@record
+class BoardEstate:
+    """A scoreboard as it is handed over; totals by the names of their cells, whose positions belong to `layout`."""
+
+    fd: Descriptor
+    leased: tuple[int, ...]
+    totals: dict[str, int]
+    layout: int = LAYOUT_VERSION
+
+
 class Scoreboard:
     """The arbiter's side: creates the memory, leases rows, folds counters.
 
@@ -92,7 +105,7 @@ class Scoreboard:
     """
 
     def __init__(self, *, fd: int | None = None) -> None:
-        """Create the memory, or map the existing one behind `fd` (handed over by a re-exec)."""
+        """Create the memory, or map what is behind `fd`."""
         size = ROW_BYTES * (MAX_ROWS + 1)  # row 0 of the memory is the header
         self.fd = _create(size) if fd is None else fd
         self._map = mmap.mmap(self.fd, size)
@@ -103,6 +116,20 @@ class Scoreboard:
             raise ValueError(f"not a scoreboard of layout {LAYOUT_VERSION}")
         self._free = list(range(MAX_ROWS, 0, -1))
         self.totals = dict.fromkeys(COUNTERS, 0)
+
+    @classmethod
+    def adopt(cls, estate: BoardEstate) -> Self:
+        """Take over a scoreboard to whose rows workers write; raises `ValueError` for another layout."""
+        board = cls(fd=estate.fd.number)
+        board._free = sorted(set(board._free).difference(estate.leased), reverse=True)
+        board.totals |= {spec.index: estate.totals.get(spec.name, 0) for spec in LAYOUT if spec.index in COUNTERS}
+        return board
+
+    def hand_over(self) -> BoardEstate:
+        """Return what `adopt` needs."""
+        leased = sorted(set(range(1, MAX_ROWS + 1)).difference(self._free))
+        totals = {spec.name: self.totals[spec.index] for spec in LAYOUT if spec.index in COUNTERS}
+        return BoardEstate(fd=Descriptor(self.fd), leased=tuple(leased), totals=totals)
 
     def lease(self) -> int:
         """Return the number of a zeroed row that nobody else writes."""

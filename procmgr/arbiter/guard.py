@@ -16,17 +16,27 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from procmgr import process
 from procmgr.arbiter.spawn import fork
 from procmgr.errors import ExitCode
+from procmgr.handover import Descriptor
+from procmgr.plain import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _DISMISS_SECONDS: Final = 1.0
 _PATIENCE: Final = struct.Struct("=d")  # seconds; a datagram that carries a pidfd means "watch this worker"
+
+
+@record
+class GuardEstate:
+    """A guard as it is handed over; it keeps what it knows."""
+
+    pid: int
+    channel: Descriptor
 
 
 class Guard:
@@ -39,6 +49,19 @@ class Guard:
             self.pid = fork(lambda: _run(theirs, patience), close_in_child=lambda: self._leave(close_in_child))
         finally:
             theirs.close()
+
+    @classmethod
+    def adopt(cls, estate: GuardEstate) -> Self:
+        """Take over a guard that watches already; raises `OSError`."""
+        guard = cls.__new__(cls)
+        guard.pid = estate.pid
+        guard._sock = socket.socket(fileno=estate.channel.number)  # noqa: SLF001 - of its own class
+        guard._sock.settimeout(0.0)  # noqa: SLF001 - of its own class
+        return guard
+
+    def hand_over(self) -> GuardEstate:
+        """Return what `adopt` needs."""
+        return GuardEstate(pid=self.pid, channel=Descriptor(self._sock.fileno()))
 
     def watch(self, pid: int) -> None:
         """Entrust a living child to the guard."""

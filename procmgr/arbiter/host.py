@@ -36,6 +36,8 @@ from procmgr.arbiter.core.events import (
     Suspended,
 )
 from procmgr.errors import ExitCode
+from procmgr.handover import Descriptor
+from procmgr.plain import record
 from procmgr.worker.boot import STACKS_SIGNAL, Birth
 
 if TYPE_CHECKING:
@@ -125,11 +127,34 @@ class Member:
         os.lseek(self.stacks_fd, 0, os.SEEK_SET)
 
 
+@record
+class MemberEstate:
+    """A member as it is handed over."""
+
+    worker_id: int
+    pid: int
+    slot: int
+    generation: int
+    channel: Descriptor
+    row_number: int
+    stacks: Descriptor
+    last_words: messages.BootFailed | None
+
+
+@record
+class HostEstate:
+    """The host as it is handed over; `protocol` is that of the channels."""
+
+    board: scoreboard.BoardEstate
+    members: tuple[MemberEstate, ...]
+    protocol: int = messages.PROTOCOL_VERSION
+
+
 class LinuxHost:
     """The real thing.
 
     `birth` makes what a worker is born with, of its spawn order and its member record; `close_in_child` closes in a
-    forked child what the arbiter holds besides its members.
+    forked child what the arbiter holds besides its members. With `estate` it takes over its predecessor's members.
     """
 
     def __init__(
@@ -137,20 +162,30 @@ class LinuxHost:
         *,
         birth: Callable[[actions.Spawn, Member, messages.Channel], Birth],
         close_in_child: Callable[[tuple[Listener, ...]], None],
+        estate: HostEstate | None = None,
     ) -> None:
-        self.members: dict[int, Member] = {}
-        self.board = scoreboard.Scoreboard()
+        self.board = scoreboard.Scoreboard.adopt(estate.board) if estate else scoreboard.Scoreboard()
+        self.members = {each.worker_id: self._adopt(each) for each in (estate.members if estate else ())}
         self._birth = birth
         self._close_arbiter = close_in_child
-        self._foreign: Callable[[int], None] = lambda _pid: None
+        self._foreign: Callable[[int, Exit], None] = lambda _pid, _exit: None
         self._guard: Guard | None = None
 
-    def entrust(self, guard: Guard, on_foreign_death: Callable[[int], None]) -> None:
+    def hand_over(self) -> HostEstate:
+        """Return what a successor needs."""
+        members = tuple(_hand_over(worker_id, member) for worker_id, member in self.members.items())
+        return HostEstate(board=self.board.hand_over(), members=members)
+
+    def entrust(self, guard: Guard, on_foreign_death: Callable[[int, Exit], None]) -> None:
         """Have `guard` watch every member, now and later; `on_foreign_death` hears of pids that are no member."""
-        self._guard = guard
-        self._foreign = on_foreign_death
+        self.rejoin(guard, on_foreign_death)
         for member in self.members.values():
             guard.watch(member.pid)
+
+    def rejoin(self, guard: Guard, on_foreign_death: Callable[[int, Exit], None]) -> None:
+        """Do as `entrust`, with a guard that watches every member already."""
+        self._guard = guard
+        self._foreign = on_foreign_death
 
     def now(self) -> float:
         """Return CLOCK_MONOTONIC in seconds."""
@@ -238,7 +273,7 @@ class LinuxHost:
                 return
             worker_id = next((key for key, member in self.members.items() if member.pid == pid), None)
             if worker_id is None:
-                self._foreign(pid)
+                self._foreign(pid, _exit_of(status))
                 continue
             with suppress(messages.ChannelClosed):
                 yield from self.receive(worker_id)
@@ -275,6 +310,18 @@ class LinuxHost:
         row = self.board.row(row_number)
         return Member(0, order.slot, order.generation, ours, row_number, row, stacks_fd), theirs
 
+    def _adopt(self, estate: MemberEstate) -> Member:
+        return Member(
+            pid=estate.pid,
+            slot=estate.slot,
+            generation=estate.generation,
+            channel=messages.Channel.adopt(estate.channel),
+            row_number=estate.row_number,
+            row=self.board.row(estate.row_number),
+            stacks_fd=estate.stacks.number,
+            last_words=estate.last_words,
+        )
+
     def _release(self, member: Member) -> None:
         member.channel.close()
         os.close(member.stacks_fd)
@@ -308,6 +355,19 @@ class LinuxHost:
 def _refused(order: actions.Spawn, error: Exception) -> SpawnFailed:
     log.error("cannot start worker %d (slot %d): %s", order.worker_id, order.slot, error)
     return SpawnFailed(order.worker_id, str(error))
+
+
+def _hand_over(worker_id: int, member: Member) -> MemberEstate:
+    return MemberEstate(
+        worker_id=worker_id,
+        pid=member.pid,
+        slot=member.slot,
+        generation=member.generation,
+        channel=Descriptor(member.channel.fileno()),
+        row_number=member.row_number,
+        stacks=Descriptor(member.stacks_fd),
+        last_words=member.last_words,
+    )
 
 
 def _exit_of(status: int) -> Exit:

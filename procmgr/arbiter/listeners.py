@@ -6,15 +6,36 @@ set with one bad address leaves everything as it was. Only what procmgr bound is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import socket
+from typing import TYPE_CHECKING, Self
 
 from procmgr import sockets
 from procmgr.errors import BindError
+from procmgr.handover import Descriptor
+from procmgr.plain import record
+from procmgr.sockets import Address, Bindable, Listener, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from procmgr.sockets import Address, Listener
+
+@record
+class ListenerEstate:
+    """One listener as it is handed over; see `sockets.Listener`."""
+
+    fd: Descriptor
+    address: Bindable
+    requested: Address
+    origin: Origin
+    inode: tuple[int, int] | None
+
+
+@record
+class ListenersEstate:
+    """The listeners as they are handed over, and what systemd passed and nobody listens on yet."""
+
+    open: tuple[ListenerEstate, ...]
+    inherited: tuple[tuple[str, Descriptor], ...]
 
 
 class Listeners:
@@ -23,6 +44,25 @@ class Listeners:
     def __init__(self, *, inherited: tuple[tuple[str, int], ...] = ()) -> None:
         self._inherited = inherited
         self._open: dict[Address, tuple[Listener, ...]] = {}
+
+    @classmethod
+    def adopt(cls, estate: ListenersEstate) -> Self:
+        """Take over listeners, which are bound already; raises `OSError`."""
+        listeners = cls(inherited=tuple((name, fd.number) for name, fd in estate.inherited))
+        for each in estate.open:
+            listeners._open[each.requested] = (*listeners._open.get(each.requested, ()), _adopt(each))
+        return listeners
+
+    def hand_over(self) -> ListenersEstate:
+        """Return what `adopt` needs."""
+        held = [listener for listeners in self._open.values() for listener in listeners]
+        taken = {listener.sock.fileno() for listener in held}
+        waiting = [(name, Descriptor(fd)) for name, fd in self._inherited if fd not in taken]
+        return ListenersEstate(open=tuple(_hand_over(each) for each in held), inherited=tuple(waiting))
+
+    def held(self, addresses: Iterable[Address]) -> tuple[Listener, ...]:
+        """Return the listeners for `addresses`, all of which are open; raises `KeyError`."""
+        return tuple(listener for address in dict.fromkeys(addresses) for listener in self._open[address])
 
     def open(self, addresses: Iterable[Address], *, backlog: int, umask: int | None) -> tuple[Listener, ...]:
         """Return the listeners for `addresses`, binding those that are not open yet.
@@ -38,13 +78,15 @@ class Listeners:
             _close(fresh.values())
             raise
         self._open.update(fresh)
-        return tuple(listener for address in dict.fromkeys(addresses) for listener in self._open[address])
+        return self.held(addresses)
 
     def keep(self, addresses: Iterable[Address]) -> None:
         """Close every listener whose address is not among `addresses`."""
         wanted = set(addresses)
-        gone = [address for address in self._open if address not in wanted]
-        _close([self._open.pop(address) for address in gone])
+        gone = [self._open.pop(address) for address in list(self._open) if address not in wanted]
+        closed = {listener.sock.fileno() for listeners in gone for listener in listeners}
+        self._inherited = tuple((name, fd) for name, fd in self._inherited if fd not in closed)
+        _close(gone)
 
     def close_in_child(self, keep: tuple[Listener, ...]) -> None:
         """Close the descriptors in a forked child, but for those in `keep`, without unlinking anything."""
@@ -65,6 +107,24 @@ class Listeners:
                 return tuple(sockets.adopt(fd, name=name) for fd in fds)
             case _:
                 return (sockets.bind(address, backlog=backlog, umask=umask),)
+
+
+def _adopt(estate: ListenerEstate) -> Listener:
+    sock = socket.socket(fileno=estate.fd.number)  # of its real family: CPython asks the kernel
+    sock.settimeout(0)
+    return Listener(
+        sock=sock, address=estate.address, requested=estate.requested, origin=estate.origin, inode=estate.inode
+    )
+
+
+def _hand_over(listener: Listener) -> ListenerEstate:
+    return ListenerEstate(
+        fd=Descriptor(listener.sock.fileno()),
+        address=listener.address,
+        requested=listener.requested,
+        origin=listener.origin,
+        inode=listener.inode,
+    )
 
 
 def _close(groups: Iterable[tuple[Listener, ...]]) -> None:

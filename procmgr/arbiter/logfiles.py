@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from procmgr.errors import ConfigError, PrivilegeError
+from procmgr.handover import Descriptor
+from procmgr.plain import record
 
 if TYPE_CHECKING:
     from procmgr.config.settings import LogSettings
@@ -20,15 +22,30 @@ _STDOUT: Final = 1
 _STDERR: Final = 2
 
 
+@record
+class LogFilesEstate:
+    """The log files as they are handed over, open."""
+
+    error: Descriptor
+    access: Descriptor
+
+
 class LogFiles:
     """Where diagnostics and access lines go, as the descriptors `error` and `access`.
 
-    Raises `ConfigError` or `PrivilegeError` when a file cannot be opened.
+    Raises `ConfigError` or `PrivilegeError` when a file cannot be opened. With `estate` the files are open already.
     """
 
-    def __init__(self, settings: LogSettings) -> None:
+    def __init__(self, settings: LogSettings, estate: LogFilesEstate | None = None) -> None:
         self._settings = settings
-        self.error, self.access = self._open_all()
+        if estate is None:
+            self.error, self.access = self._open_all()
+        else:
+            self.error, self.access = estate.error.number, estate.access.number
+
+    def hand_over(self) -> LogFilesEstate:
+        """Return what a successor needs."""
+        return LogFilesEstate(error=Descriptor(self.error), access=Descriptor(self.access))
 
     def reopen(self) -> tuple[int, int]:
         """Return new descriptors for diagnostics and access lines, all of them the caller's to close.

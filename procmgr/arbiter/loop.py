@@ -20,7 +20,7 @@ from procmgr.arbiter.core.events import Event, Exited, Spawned, Tick
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from procmgr.arbiter.core.pool import Pool
     from procmgr.arbiter.host import Host
@@ -68,6 +68,11 @@ class Loop:
         self._timers: list[Timer] = []
         self._next_sample = host.now()
         self._exit_code: int | None = None
+
+    def adopt(self, worker_ids: Iterable[int]) -> None:
+        """Listen to workers that were spawned before this loop."""
+        for worker_id in worker_ids:
+            self._selector.register(self._host.channel(worker_id), selectors.EVENT_READ, worker_id)
 
     def run(self) -> int:
         """Supervise until every worker is gone and none will come; returns the exit code."""

@@ -9,52 +9,78 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import random
 import signal
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from procmgr import __version__, logs, messages, process, sockets, systemd
-from procmgr.arbiter import descendants, spawn
+from procmgr.arbiter import descendants, estate, parts, spawn
 from procmgr.arbiter.control import Control, try_open
 from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.events import Reload, ScaleBy, Stop
-from procmgr.arbiter.core.policy import Policy
-from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.core.view import status_line
 from procmgr.arbiter.guard import Guard
 from procmgr.arbiter.history import History
 from procmgr.arbiter.host import LinuxHost, Member
-from procmgr.arbiter.listeners import Listeners
-from procmgr.arbiter.logfiles import LogFiles
 from procmgr.arbiter.loop import Loop
 from procmgr.arbiter.operations import Operations
-from procmgr.arbiter.plans import Plans
+from procmgr.arbiter.parts import KILL_GRACE_SECONDS, Parts, policy_of
+from procmgr.arbiter.reexec import Upgrade
 from procmgr.arbiter.report import Report
 from procmgr.arbiter.signals import HANDLED, SignalQueue, StopLadder
+from procmgr.config.resolve import resolve
 from procmgr.control import default_path
 from procmgr.errors import ExitCode, ProcmgrError, UnavailableError
 from procmgr.worker import boot
 
 if TYPE_CHECKING:
-    from procmgr.arbiter.core.events import StopLevel
+    from collections.abc import Callable
+
+    from procmgr.arbiter.core.events import Exit, StopLevel
     from procmgr.arbiter.plans import Plan
     from procmgr.config.resolve import Invocation, Resolved
     from procmgr.config.settings import Settings
+    from procmgr.handover import Envelope, Ticket
     from procmgr.sockets import Listener
 
 log = logging.getLogger("procmgr.error")
 
-QUICK_SECONDS = 1.0
-KILL_GRACE_SECONDS = 5.0
-
-
 def main(invocation: Invocation, resolved: Resolved) -> int:
     """Supervise until stopped; returns the exit code. Raises `ProcmgrError` when it cannot start."""
     process.open_standard_streams()
-    with ExitStack() as stack:
-        return Arbiter(invocation, resolved, stack).run()
+    with closing(parts.start(invocation, resolved)) as made, closing(Arbiter(invocation, made)) as arbiter:
+        return arbiter.run()
+
+
+def take_over(invocation: Invocation, envelope: Envelope) -> Callable[[], int]:
+    """Take over from the arbiter that this process was before; returns what supervises until stopped.
+
+    Until that is called nothing has happened that anybody could notice. Raises whatever may go wrong.
+    """
+    made = parts.take_over(invocation, estate.read(envelope.estate))
+    arbiter = Arbiter(invocation, made)
+
+    def go_on() -> int:
+        with closing(made), closing(arbiter):
+            return arbiter.run(envelope)
+
+    return go_on
+
+
+def could_take_over(invocation: Invocation, ticket: Ticket) -> int:
+    """Check, in the child of an arbiter, that `take_over` would succeed and the application can be imported here.
+
+    Binds, locks, notifies and unlinks nothing. Returns the exit code, having answered through `ticket` if it is 0.
+    Raises `ProcmgrError`. The process is of no further use then: it has become the application's user.
+    """
+    plan = estate.read(ticket.envelope.estate).plan_in_force
+    resolve(invocation)
+    parts.configure_logs(plan.settings)
+    boot.preimport(plan.settings)
+    code = boot.check(plan.settings, plan.privileges, invocation.environ, invocation.cwd)
+    if code == ExitCode.OK:
+        ticket.answer(__version__)
+    return code
 
 
 def check(invocation: Invocation, resolved: Resolved) -> int:
@@ -73,68 +99,49 @@ def _nothing() -> None:
     """There is nothing to close in the child."""
 
 
-def policy_of(settings: Settings) -> Policy:
-    """Translate settings into the numbers that the pool decides by."""
-    pool = settings.pool
-    return Policy(
-        workers=pool.workers,
-        surge=pool.reload_surge.count(pool.workers),
-        boot_timeout=pool.timeout_boot,
-        beat_timeout=pool.timeout,
-        graceful_timeout=pool.graceful_timeout,
-        quick_timeout=QUICK_SECONDS,
-        kill_grace=KILL_GRACE_SECONDS,
-        boot_attempts=pool.boot_attempts,
-    )
-
-
 class Arbiter:
     """Everything that outlives a generation, and the answers to signals and notices."""
 
-    def __init__(self, invocation: Invocation, resolved: Resolved, stack: ExitStack) -> None:
+    def __init__(self, invocation: Invocation, made: Parts) -> None:
         self._invocation = invocation
         self._notifier = systemd.Notifier.from_environ(os.environ)
-        settings = resolved.settings
-        self._log_files = LogFiles(settings.logs)
-        self._logs = _configure_logs(settings, self._log_files)
-        inherited = systemd.inherited_sockets(os.environ, on_ignored=lambda reason: log.warning("%s", reason))
-        self._listeners = Listeners(inherited=inherited)
-        for note in resolved.notes:
-            log.info("%s", note)
-        stack.callback(self._listeners.keep, ())
-        self._plans = Plans(invocation=invocation, listeners=self._listeners)
-        first = self._plans.make(settings)
-        self._pid_file = process.PidFile(Path(settings.process.pid)) if settings.process.pid is not None else None
-        if self._pid_file is not None:
-            stack.callback(self._pid_file.close)
-        self._prepare_process(settings)
+        self._log_files, self._logs = made.log_files, made.logs
+        self._listeners, self._plans = made.listeners, made.plans
+        self._pid_file = made.pid_file
+        self._pool = made.pool
+        self._prepare_process(made.settings)
         self._ladder = StopLadder()
-        self._signals = SignalQueue()
-        self._host = LinuxHost(birth=self._birth, close_in_child=self._close_in_child)
+        left = made.estate
+        self._signals = SignalQueue(left.signals if left else None)
+        self._host = LinuxHost(
+            birth=self._birth, close_in_child=self._close_in_child, estate=left.host if left else None
+        )
         self._report = Report(members=self._host.members)
-        self._pool = Pool(policy_of(settings), now=self._host.now(), random=random.random)
-        self._plans.adopt(self._pool.view().generation, first)
         self._loop = Loop(pool=self._pool, host=self._host, signals=self._signals, observer=self)
+        self._loop.adopt(self._host.members)
+        self._upgrade = Upgrade(
+            invocation=invocation,
+            loop=self._loop,
+            hand_over=self._hand_over,
+            flush=self._logs.error_writer.flush,
+            changed=self._say_status,
+        )
         now = self._host.now
         self._history = History(members=self._host.members, view=self._pool.view, now=now)
         self._operations = Operations(
             steering=self, host=self._host, loop=self._loop, view=self._pool.view, history=self._history
         )
-        self._control = self._open_control(settings)
-        stack.callback(self._close_control)
-        self._guard = self._fork_guard()
+        self._control = self._open_control(made.settings)
+        self._guard = self._adopt_guard(Guard.adopt(left.guard)) if left else self._fork_guard()
 
-    def run(self) -> int:
-        """Supervise until the pool finishes; returns the exit code."""
-        plan = self.plan_in_force()
-        settings = plan.settings
-        where = ", ".join(sockets.url(listener.address) for listener in plan.listeners)
-        workers = f"{settings.pool.workers} worker{'' if settings.pool.workers == 1 else 's'}"
-        log.info(
-            "procmgr %s (pid %d) starts %s on %s with %s", __version__, os.getpid(), settings.app.app, where, workers
-        )
+    def run(self, envelope: Envelope | None = None) -> int:
+        """Supervise until the pool finishes; returns the exit code. `envelope` is what was taken over, if anything."""
+        if envelope is None:
+            self._say_start()
+        else:
+            self._upgrade.ended(envelope)
         code = self._loop.run()
-        left = descendants.end_all(except_pids=frozenset({self._guard.pid}))
+        left = descendants.end_all(except_pids=frozenset({self._guard.pid, *self._upgrade.pids}))
         if left:
             log.warning("ended %d process%s that workers had left behind", left, "" if left == 1 else "es")
         self._guard.dismiss()
@@ -142,6 +149,19 @@ class Arbiter:
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         log.info("stopped")
         return code
+
+    def close(self) -> None:
+        """Let go of the control socket, at the end."""
+        self._operations.close()
+        if self._control is not None:
+            self._control.leave()
+
+    def _say_start(self) -> None:
+        plan = self.plan_in_force()
+        app, workers = plan.settings.app.app, plan.settings.pool.workers
+        where = ", ".join(sockets.url(listener.address) for listener in plan.listeners)
+        count = f"{workers} worker{'' if workers == 1 else 's'}"
+        log.info("procmgr %s (pid %d) starts %s on %s with %s", __version__, os.getpid(), app, where, count)
 
     def on_signal(self, signum: signal.Signals) -> None:
         """Answer a signal; see the signals table in the README."""
@@ -161,8 +181,10 @@ class Arbiter:
             case signal.SIGUSR1:
                 with suppress(ProcmgrError):  # it is logged
                     self.reopen_logs()
+            case signal.SIGUSR2:
+                self._begin_upgrade()
             case _:
-                log.info("%s has no meaning yet", signum.name)
+                log.info("%s has no meaning", signum.name)
 
     def on_notice(self, notice: actions.Notice) -> None:
         """Say a notice, and act where it concerns more than the pool."""
@@ -171,6 +193,8 @@ class Arbiter:
                 self._plans.begin(generation)
             case actions.ReloadEnded():
                 self._plans.forget(self._pool.view())
+            case actions.Stopping():
+                self._upgrade.cancel()
             case _:
                 pass
         self._history.note(notice)
@@ -181,7 +205,7 @@ class Arbiter:
     def on_sample(self, now: float) -> None:
         """Send what systemd wants to hear regularly."""
         self._notifier.watchdog()
-        self._notifier.status(status_line(self._pool.view()))
+        self._say_status()
         if self._control is not None:
             self._control.sweep(now)
 
@@ -205,6 +229,7 @@ class Arbiter:
 
     def _close_in_child(self, keep: tuple[Listener, ...]) -> None:
         self._loop.close_in_child()
+        self._upgrade.close_in_child()
         self._listeners.close_in_child(keep)
         if self._control is not None:
             self._control.close_in_child()
@@ -232,6 +257,7 @@ class Arbiter:
         if level is not None:
             logs.set_level(level)
             self._host.broadcast(messages.Configure(level))
+        self._upgrade.forget()
         self._notifier.reloading("reloading")
         self._loop.post(Reload(policy_of(plan.settings)))
         return self._pool.view().newest_generation
@@ -240,6 +266,24 @@ class Arbiter:
         """Stop at `level`, or raise the level of a stop under way."""
         self._ladder.reach(level)
         self._loop.post(Stop(level))
+
+    def _begin_upgrade(self) -> None:
+        seconds = self.plan_in_force().settings.pool.timeout_boot
+        refusal = self._upgrade.begin(self._pool.view(), now=self._host.now(), seconds=seconds)
+        if refusal is not None:
+            log.info("upgrade ignored: %s", refusal.value)
+
+    def _hand_over(self) -> estate.Estate:
+        return estate.Estate(
+            pool=self._pool.snapshot(),
+            plans=self._plans.hand_over(),
+            listeners=self._listeners.hand_over(),
+            host=self._host.hand_over(),
+            guard=self._guard.hand_over(),
+            log_files=self._log_files.hand_over(),
+            signals=self._signals.hand_over(),
+            pid_file=self._pid_file.hand_over() if self._pid_file else None,
+        )
 
     def reopen_logs(self) -> None:
         """Open the log files anew, here and in the workers; raises `ProcmgrError` if that cannot be, and says so."""
@@ -264,14 +308,9 @@ class Arbiter:
             return None
         return Control(listener=listener, loop=self._loop, now=self._host.now, answer=self._operations.answer)
 
-    def _close_control(self) -> None:
-        self._operations.close()
-        if self._control is not None:
-            self._control.leave()
-
     def _notify(self, notice: actions.Notice) -> None:
         view = self._pool.view()
-        status = status_line(view)
+        status = self._status()
         match notice:
             case actions.PoolReady():
                 self._notifier.ready(status)
@@ -283,6 +322,16 @@ class Arbiter:
             case _:
                 self._notifier.status(status)
 
+    def _status(self) -> str:
+        return status_line(self._pool.view(), self._upgrade.status)
+
+    def _say_status(self) -> None:
+        self._notifier.status(self._status())
+
+    def _adopt_guard(self, guard: Guard) -> Guard:
+        self._host.rejoin(guard, self._on_foreign_death)
+        return guard
+
     def _fork_guard(self) -> Guard:
         guard = Guard(patience=self._patience(), close_in_child=lambda: self._host.close_in_child(()))
         self._host.entrust(guard, self._on_foreign_death)
@@ -292,7 +341,9 @@ class Arbiter:
         """Return how long the arbiter's workers may take to drain after its death, in seconds."""
         return self.plan_in_force().settings.pool.graceful_timeout + KILL_GRACE_SECONDS
 
-    def _on_foreign_death(self, pid: int) -> None:
+    def _on_foreign_death(self, pid: int, exit_: Exit) -> None:
+        if self._upgrade.on_death(pid, exit_):
+            return
         if pid == self._guard.pid:
             log.warning("the guard (pid %d) died; forking another", pid)
             self._guard.close()
@@ -313,14 +364,3 @@ class Arbiter:
 def _live_level(settings: Settings) -> str | None:
     """Return the log level that a reload applies; None where the log configuration decides."""
     return settings.logs.log_level or (None if settings.logs.log_config else "info")
-
-
-def _configure_logs(settings: Settings, files: LogFiles) -> logs.LogSetup:
-    return logs.configure(
-        level=settings.logs.log_level,
-        access=settings.logs.access_log,
-        use_colors=settings.logs.use_colors,
-        log_config=settings.logs.log_config,
-        stdout=files.access,
-        stderr=files.error,
-    )

@@ -8,19 +8,20 @@ is accepted, and closed when the last plan that has them is gone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from procmgr import process
 from procmgr.arbiter.core.view import WorkerState
 from procmgr.config.resolve import changes, resolve
+from procmgr.config.settings import Settings
 from procmgr.errors import ConfigError
+from procmgr.plain import record
+from procmgr.process import Privileges
 
 if TYPE_CHECKING:
     from procmgr.arbiter.core.view import View
     from procmgr.arbiter.listeners import Listeners
     from procmgr.config.resolve import Invocation
-    from procmgr.config.settings import Settings
-    from procmgr.process import Privileges
     from procmgr.sockets import Listener
 
 
@@ -33,6 +34,22 @@ class Plan:
     privileges: Privileges | None
 
 
+@record
+class PlanEstate:
+    """A plan as it is handed over: what it was made of, since the configuration may have changed after that."""
+
+    settings: Settings
+    privileges: Privileges | None
+
+
+@record
+class PlansEstate:
+    """The plans as they are handed over, by generation, and the one that waits."""
+
+    plans: dict[int, PlanEstate]
+    pending: PlanEstate | None
+
+
 class Plans:
     """The plan of each generation that serves or may, and the one of an accepted reload that has not begun."""
 
@@ -41,6 +58,21 @@ class Plans:
         self._listeners = listeners
         self._plans: dict[int, Plan] = {}
         self._pending: Plan | None = None
+
+    @classmethod
+    def adopt(cls, estate: PlansEstate, *, invocation: Invocation, listeners: Listeners) -> Self:
+        """Take over the plans of living generations, whose listeners `listeners` has; raises `KeyError` if not."""
+        plans = cls(invocation=invocation, listeners=listeners)
+        plans._plans = {number: _adopt(each, listeners) for number, each in estate.plans.items()}
+        plans._pending = None if estate.pending is None else _adopt(estate.pending, listeners)
+        return plans
+
+    def hand_over(self) -> PlansEstate:
+        """Return what `adopt` needs."""
+        return PlansEstate(
+            plans={number: _hand_over(plan) for number, plan in self._plans.items()},
+            pending=None if self._pending is None else _hand_over(self._pending),
+        )
 
     def make(self, settings: Settings) -> Plan:
         """Return the plan for `settings`, its listeners bound; raises `ProcmgrError`."""
@@ -62,7 +94,7 @@ class Plans:
         self._pending = self.make(settings)
         return self._pending
 
-    def adopt(self, generation: int, plan: Plan) -> None:
+    def start(self, generation: int, plan: Plan) -> None:
         """Have workers of `generation` made by `plan`."""
         self._plans[generation] = plan
 
@@ -90,3 +122,11 @@ class Plans:
             del self._plans[generation]
         plans = [*self._plans.values(), *([self._pending] if self._pending else [])]
         self._listeners.keep({listener.requested for plan in plans for listener in plan.listeners})
+
+
+def _adopt(estate: PlanEstate, listeners: Listeners) -> Plan:
+    return Plan(estate.settings, listeners.held(estate.settings.bind.addresses), estate.privileges)
+
+
+def _hand_over(plan: Plan) -> PlanEstate:
+    return PlanEstate(settings=plan.settings, privileges=plan.privileges)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from procmgr.arbiter.core.events import StopLevel
+from procmgr.handover import Descriptor
+from procmgr.plain import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,14 +43,32 @@ def ignore(_signum: int, _frame: FrameType | None) -> None:
     """Do nothing, as a handler: unlike SIG_IGN it is reset by execve(2) and does not leak into subprocesses."""
 
 
-class SignalQueue:
-    """Delivered signals as numbers to be read from a descriptor; install it once, on the main thread."""
+@record
+class SignalsEstate:
+    """The pipe of a `SignalQueue` as it is handed over: what was delivered and not read yet is in it."""
 
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    reader: Descriptor
+    writer: Descriptor
+
+
+class SignalQueue:
+    """Delivered signals as numbers to be read from a descriptor; install it once, on the main thread.
+
+    With `estate` it takes over its predecessor's pipe, and whatever is in it.
+    """
+
+    def __init__(self, estate: SignalsEstate | None = None) -> None:
+        if estate is None:
+            self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        else:
+            self._reader, self._writer = estate.reader.number, estate.writer.number
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for signum in HANDLED:
             signal.signal(signum, ignore)
+
+    def hand_over(self) -> SignalsEstate:
+        """Return what a successor needs; to be called with all signals blocked, so that nothing more comes."""
+        return SignalsEstate(reader=Descriptor(self._reader), writer=Descriptor(self._writer))
 
     def fileno(self) -> int:
         """Return the descriptor to be polled for reading."""

@@ -7,11 +7,11 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, NoReturn, assert_never
 
 import click
 
-from procmgr import __version__
+from procmgr import __version__, handover
 from procmgr.cli.options import Action, help_text, parse
 from procmgr.cli.render import configuration, error_text
 from procmgr.config.resolve import Invocation, resolve
@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    ticket = handover.claim(os.environ)
+    if ticket is not None:
+        return _succeed(ticket, arguments)
     parsed = parse(arguments)
     if parsed.action is Action.HELP:
         return _print(f"{help_text()}\n")
@@ -60,6 +63,30 @@ def _run(arguments: Sequence[str]) -> int:
             return serve(invocation, resolved)
         case _:
             assert_never(parsed.action)
+
+
+def _succeed(ticket: handover.Ticket, arguments: Sequence[str]) -> int:
+    """Take over from the arbiter that this process was a moment ago, or say as its child whether that could be done."""
+    with ticket:
+        from procmgr.arbiter import main as arbiter  # noqa: PLC0415 - as above
+
+        given = ticket.envelope
+        parsed = parse(arguments)
+        invocation = Invocation(
+            values=parsed.values, config=parsed.config, environ=dict(given.environ), cwd=Path(given.cwd)
+        )
+        if ticket.role is handover.Role.CHECK:
+            _leave(arbiter.could_take_over(invocation, ticket))
+        go_on = arbiter.take_over(invocation, given)
+    return go_on()
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, but not by way of what an application left behind: its threads and exit functions."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def working_directory() -> Path:

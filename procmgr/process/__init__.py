@@ -9,12 +9,13 @@ from procmgr.process.attributes import (
     set_title,
 )
 from procmgr.process.cpus import usable_cpus
-from procmgr.process.pidfile import PidFile
+from procmgr.process.pidfile import PidFile, PidFileEstate
 from procmgr.process.privileges import Privileges, drop_privileges, resolve_privileges
 from procmgr.process.sigstack import enlarge_signal_stack
 
 __all__ = [
     "PidFile",
+    "PidFileEstate",
     "Privileges",
     "drop_privileges",
     "enlarge_signal_stack",

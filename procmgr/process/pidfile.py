@@ -7,8 +7,19 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Self
 
 from procmgr.errors import ConfigError, PrivilegeError, ProcmgrError
+from procmgr.handover import Descriptor
+from procmgr.plain import record
+
+
+@record
+class PidFileEstate:
+    """A pid file as it is handed over: its path, and the descriptor that carries the lock."""
+
+    path: str
+    fd: Descriptor
 
 
 class PidFile:
@@ -34,6 +45,17 @@ class PidFile:
             temporary.unlink(missing_ok=True)
             os.close(self._fd)
             raise
+
+    @classmethod
+    def adopt(cls, estate: PidFileEstate) -> Self:
+        """Take over the pid file of this process, which is locked still, without opening it."""
+        adopted = cls.__new__(cls)
+        adopted.path, adopted._fd = Path(estate.path), estate.fd.number  # noqa: SLF001 - of its own class
+        return adopted
+
+    def hand_over(self) -> PidFileEstate:
+        """Return what `adopt` needs."""
+        return PidFileEstate(path=str(self.path), fd=Descriptor(self._fd))
 
     def fileno(self) -> int:
         """Return the descriptor that carries the lock."""

@@ -147,6 +147,7 @@ def check(settings: Settings, privileges: Privileges | None, environ: Mapping[st
     """Import the application as a worker would and say on stderr why it cannot be; returns the exit code."""
     try:
         prepare(settings, privileges, environ, cwd)
+        process.set_pdeathsig(signal.SIGKILL)  # who asked is gone: nobody waits for the answer
         _load(settings)
     except AppError as error:
         detail = f"{error.detail.rstrip()}\n" if error.detail else ""

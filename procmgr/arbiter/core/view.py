@@ -84,10 +84,17 @@ class View:
         return self.count(WorkerState.DRAINING)
 
 
-def status_line(view: View) -> str:
-    """Return one line for STATUS= and `status`: what the pool does now, or else how the last reload ended."""
+def status_line(view: View, upgrade: str | None = None) -> str:
+    """Return one line for STATUS= and `status`: what the pool does now, or else how the last reload ended.
+
+    `upgrade` is how the last upgrade goes or ended, if that is of interest still.
+    """
     if view.stop is not None:
         return _leaving(view)
+    return f"{_serving(view)}; {upgrade}" if upgrade else _serving(view)
+
+
+def _serving(view: View) -> str:
     activity = _activity(view)
     if activity and not (view.rolling or view.ready):
         return activity

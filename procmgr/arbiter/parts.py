@@ -1,0 +1,120 @@
+"""What an arbiter is made of: opened and bound at a start, taken over from the one before at an upgrade."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from procmgr import logs, process, systemd
+from procmgr.arbiter.core.policy import Policy
+from procmgr.arbiter.core.pool import Pool
+from procmgr.arbiter.listeners import Listeners
+from procmgr.arbiter.logfiles import LogFiles
+from procmgr.arbiter.plans import Plans
+
+if TYPE_CHECKING:
+    from procmgr.arbiter.estate import Estate
+    from procmgr.config.resolve import Invocation, Resolved
+    from procmgr.config.settings import Settings
+    from procmgr.logs import LogSetup
+
+log = logging.getLogger("procmgr.error")
+
+QUICK_SECONDS: Final = 1.0
+KILL_GRACE_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts; `estate` is what the others are made of at an upgrade, None at a start."""
+
+    log_files: LogFiles
+    logs: LogSetup
+    listeners: Listeners
+    plans: Plans
+    pid_file: process.PidFile | None
+    pool: Pool
+    estate: Estate | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.plans.in_force(self.pool.view().generation).settings
+
+    def close(self) -> None:
+        """Remove the pid file, close the listeners and unlink their files, at the end."""
+        if self.pid_file is not None:
+            self.pid_file.close()
+        self.listeners.keep(())
+
+
+def start(invocation: Invocation, resolved: Resolved) -> Parts:
+    """Open, bind and lock what the settings ask for; raises `ProcmgrError`, and nothing is left open then."""
+    settings = resolved.settings
+    log_files = LogFiles(settings.logs)
+    setup = _configure_logs(settings, log_files)
+    inherited = systemd.inherited_sockets(os.environ, on_ignored=lambda reason: log.warning("%s", reason))
+    for note in resolved.notes:
+        log.info("%s", note)
+    with ExitStack() as undo:
+        listeners = Listeners(inherited=inherited)
+        undo.callback(listeners.keep, ())
+        plans = Plans(invocation=invocation, listeners=listeners)
+        first = plans.make(settings)
+        path = settings.process.pid
+        pid_file = process.PidFile(Path(path)) if path is not None else None
+        undo.pop_all()
+    pool = Pool(policy_of(settings), now=time.monotonic(), random=random.random)
+    plans.start(pool.view().generation, first)
+    return Parts(log_files=log_files, logs=setup, listeners=listeners, plans=plans, pid_file=pid_file, pool=pool)
+
+
+def take_over(invocation: Invocation, estate: Estate) -> Parts:
+    """Take over what another arbiter opened, bound and locked; raises `ProcmgrError`, `OSError` or `KeyError`."""
+    systemd.inherited_sockets(os.environ)  # only to clear the variables: the sockets themselves are handed over
+    pool = estate.restore_pool()
+    listeners = Listeners.adopt(estate.listeners)
+    plans = Plans.adopt(estate.plans, invocation=invocation, listeners=listeners)
+    settings = plans.in_force(pool.view().generation).settings
+    log_files = LogFiles(settings.logs, estate.log_files)
+    return Parts(
+        log_files=log_files,
+        logs=_configure_logs(settings, log_files),
+        listeners=listeners,
+        plans=plans,
+        pid_file=None if estate.pid_file is None else process.PidFile.adopt(estate.pid_file),
+        pool=pool,
+        estate=estate,
+    )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Translate settings into the numbers that the pool decides by."""
+    pool = settings.pool
+    return Policy(
+        workers=pool.workers,
+        surge=pool.reload_surge.count(pool.workers),
+        boot_timeout=pool.timeout_boot,
+        beat_timeout=pool.timeout,
+        graceful_timeout=pool.graceful_timeout,
+        quick_timeout=QUICK_SECONDS,
+        kill_grace=KILL_GRACE_SECONDS,
+        boot_attempts=pool.boot_attempts,
+    )
+
+
+def _configure_logs(settings: Settings, files: LogFiles) -> LogSetup:
+    return logs.configure(
+        level=settings.logs.log_level,
+        access=settings.logs.access_log,
+        use_colors=settings.logs.use_colors,
+        log_config=settings.logs.log_config,
+        stdout=files.access,
+        stderr=files.error,
+    )

@@ -1,0 +1,211 @@
+"""The upgrade in place: the arbiter becomes a new program without a worker, a listener or a request noticing.
+
+Theory of operation. USR2 starts a preflight (see `preflight`), and the loop goes on supervising. Once the new program
+has answered that it can adopt the state, the state as it is *then* is put into an envelope (see `handover`) and the
+arbiter execs itself. The state is complete, so the pool may be in any state: a worker that boots, a drain and a reload
+under way go on in the new program. Only a stop excludes an upgrade: it overtakes the preflight, and refuses another.
+
+What is lost, and why it may be: who is waiting for a timer of the arbiter's own, samples, the tracebacks that were
+said once already, and log lines that wait for a reader who does not read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from contextlib import contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from procmgr import __version__, plain
+from procmgr.arbiter.preflight import Preflight
+from procmgr.arbiter.signals import all_blocked
+from procmgr.handover import Envelope, Program, Role, enter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from procmgr.arbiter.core.events import Exit
+    from procmgr.arbiter.core.view import View
+    from procmgr.arbiter.estate import Estate
+    from procmgr.arbiter.loop import Loop, Timer
+    from procmgr.config.resolve import Invocation
+
+log = logging.getLogger("procmgr.error")
+
+
+class Refusal(Enum):
+    """Why an upgrade does not begin."""
+
+    STOPPING = "the service is stopping"
+    UNDER_WAY = "another one is under way"
+
+
+class Upgrade:
+    """From the wish for an upgrade to the exec, or to the reason why nothing happened.
+
+    `hand_over` is called when the pool has answered every event, at the exec with all signals blocked; `flush` right
+    before it; `changed` whenever `status` has changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        invocation: Invocation,
+        loop: Loop,
+        hand_over: Callable[[], Estate],
+        flush: Callable[[], object],
+        changed: Callable[[], None],
+    ) -> None:
+        self._invocation = invocation
+        self._loop = loop
+        self._hand_over = hand_over
+        self._flush = flush
+        self._changed = changed
+        self._this = Program.this(invocation.environ)
+        self._preflight: Preflight | None = None
+        self._timer: Timer | None = None
+        self.status: str | None = None
+        """How the upgrade under way goes, or how the last one ended, in a few words."""
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The pids of its children."""
+        return frozenset({self._preflight.pid} if self._preflight else ())
+
+    def begin(self, view: View, *, now: float, seconds: float) -> Refusal | None:
+        """Start the preflight, which has `seconds` from `now`, and return; or return why not."""
+        if view.stop is not None:
+            return Refusal.STOPPING
+        if self._preflight is not None:
+            return Refusal.UNDER_WAY
+        program = self._successor()
+        log.info("upgrade: asking %s whether it can take over", program.executable)
+        try:
+            preflight = Preflight(program, self._envelope(self._hand_over(), ()))
+        except OSError as error:
+            self._fail(f"it cannot be checked: {error.strerror}")
+            return None
+        self._preflight = preflight
+        self._loop.watch(preflight.fileno(), lambda _events: self._read(preflight))
+        late = f"the new program did not answer within {seconds:g} s"
+        self._timer = self._loop.call_at(now + seconds, lambda: self._give_up(late))
+        self._say("upgrade: checking the new program")
+        return None
+
+    def cancel(self) -> None:
+        """Give up the preflight that runs, if one does, since the service stops."""
+        self._give_up(Refusal.STOPPING.value)
+
+    def on_death(self, pid: int, exit_: Exit) -> bool:
+        """Hear of a child that died; returns whether it was one of this object's."""
+        preflight = self._preflight
+        if preflight is None or preflight.pid != pid:
+            return False
+        release, said = preflight.verdict(exit_)
+        self._let_go(preflight)
+        if release is None:
+            self._fail(said or f"the new program ended with {_ending(exit_)} and did not say why")
+        else:
+            # Later in this turn of the loop: the caller is in the midst of reaping.
+            self._timer = self._loop.call_at(float("-inf"), lambda: self._exec(release))
+        return True
+
+    def ended(self, envelope: Envelope) -> None:
+        """Say, in the new program or in the old one that is back, how the upgrade went."""
+        if envelope.failure:
+            log.error("upgrade failed, release %s is back: %s", __version__, envelope.failure)
+            self._say(f"upgrade failed, the old program is back: {_last_line(envelope.failure)}")
+        else:
+            python = platform.python_version()
+            log.info("upgraded from release %s to %s, on Python %s", envelope.release, __version__, python)
+            self._say(f"upgraded to {__version__}")
+
+    def forget(self) -> None:
+        """Forget how the last upgrade ended: something newer is of interest."""
+        if self._preflight is None:
+            self.status = None
+
+    def close_in_child(self) -> None:
+        """Close, in a forked child, what belongs to the arbiter."""
+        if self._preflight is not None:
+            self._preflight.close()
+
+    def _exec(self, release: str) -> None:
+        """Become the new program; returns only if that fails."""
+        log.info("upgrade: handing over to release %s", release)
+        self._flush()
+        program = self._successor()
+        try:
+            with all_blocked() as mask, _directory(self._invocation.cwd):
+                estate = self._hand_over()
+                envelope = self._envelope(estate, mask).write()
+                try:
+                    enter(program, envelope, estate.descriptors, Role.ADOPT)
+                finally:
+                    os.close(envelope)
+        except OSError as error:
+            self._fail(f"cannot become {program.executable}: {error.strerror}")
+
+    def _successor(self) -> Program:
+        return Program.same(self._invocation.environ)
+
+    def _envelope(self, estate: Estate, mask: Iterable[int]) -> Envelope:
+        return Envelope(
+            estate=plain.dump(estate),
+            descriptors=estate.descriptors,
+            mask=tuple(mask),
+            environ=self._invocation.environ,
+            cwd=str(self._invocation.cwd),
+            back=self._this,
+            release=__version__,
+        )
+
+    def _read(self, preflight: Preflight) -> None:
+        if not preflight.read():
+            self._loop.unwatch(preflight.fileno())
+
+    def _give_up(self, why: str) -> None:
+        if self._preflight is not None:
+            self._preflight.kill()
+            self._let_go(self._preflight)
+            self._fail(why)
+
+    def _let_go(self, preflight: Preflight) -> None:
+        self._preflight = None
+        if self._timer is not None:
+            self._timer.cancelled = True
+        self._loop.unwatch(preflight.fileno())
+        preflight.close()
+
+    def _fail(self, why: str) -> None:
+        log.error("upgrade refused, nothing changed: %s", why)
+        self._say(f"upgrade refused: {_last_line(why)}")
+
+    def _say(self, status: str) -> None:
+        self.status = status
+        self._changed()
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2].removeprefix("procmgr: error: ")
+
+
+def _ending(exit_: Exit) -> str:
+    return f"status {exit_.code}" if exit_.signal is None else f"signal {exit_.signal}"
+
+
+@contextmanager
+def _directory(path: Path) -> Iterator[None]:
+    """Be in the directory that `path` leads to now: an inode kept from the start would be the old release."""
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir(path)
+        try:
+            yield
+        finally:
+            os.fchdir(before)
+    finally:
+        os.close(before)
