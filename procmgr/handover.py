@@ -166,11 +166,15 @@ class Ticket:
         self.role = role
         self._fd = fd
         self.envelope = Envelope.read(fd)
-        mine = () if role is Role.CHECK else self.envelope.descriptors
-        _set_inheritable((fd, *mine), inheritable=False)
-        self._spares = {number: _spare(number) for number in mine if _is_socket(number)}
+        self._spares: dict[int, int] = {}
 
     def __enter__(self) -> Self:
+        mine = () if self.role is Role.CHECK else self.envelope.descriptors
+        try:
+            _set_inheritable((self._fd, *mine), inheritable=False)
+            self._spares = {number: _spare(number) for number in mine if _is_socket(number)}
+        except OSError as error:
+            self._fall_back(_reason(error))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -109,6 +109,7 @@ class _Loader:
 
     def __init__(self, names: Mapping[str, Any] | None) -> None:
         self._names = dict(names) if names else None
+        self._hints: dict[type, dict[str, Type]] = {}
 
     def load(self, kind: Type, data: Data, where: str) -> Data:
         origin: Type = get_origin(kind)
@@ -125,7 +126,8 @@ class _Loader:
         return _scalar(kind, data, where)
 
     def fields(self, kind: type, data: Mapping[str, Any], where: str, but: frozenset[str]) -> dict[str, Any]:
-        hints = get_type_hints(kind, localns=self._names)
+        hints = self._hints.get(kind) or get_type_hints(kind, localns=self._names)
+        self._hints[kind] = hints
         known = {each.name: each for each in dataclasses.fields(kind) if each.init and each.name not in but}
         unknown = data.keys() - known.keys() - {_KIND}
         if unknown:

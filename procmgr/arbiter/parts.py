@@ -58,7 +58,7 @@ def start(invocation: Invocation, resolved: Resolved) -> Parts:
     """Open, bind and lock what the settings ask for; raises `ProcmgrError`, and nothing is left open then."""
     settings = resolved.settings
     log_files = LogFiles(settings.logs)
-    setup = _configure_logs(settings, log_files)
+    setup = configure_logs(settings, error=log_files.error, access=log_files.access)
     inherited = systemd.inherited_sockets(os.environ, on_ignored=lambda reason: log.warning("%s", reason))
     for note in resolved.notes:
         log.info("%s", note)
@@ -85,7 +85,7 @@ def take_over(invocation: Invocation, estate: Estate) -> Parts:
     log_files = LogFiles(settings.logs, estate.log_files)
     return Parts(
         log_files=log_files,
-        logs=_configure_logs(settings, log_files),
+        logs=configure_logs(settings, error=log_files.error, access=log_files.access),
         listeners=listeners,
         plans=plans,
         pid_file=None if estate.pid_file is None else process.PidFile.adopt(estate.pid_file),
@@ -109,12 +109,13 @@ def policy_of(settings: Settings) -> Policy:
     )
 
 
-def _configure_logs(settings: Settings, files: LogFiles) -> LogSetup:
+def configure_logs(settings: Settings, *, error: int = 2, access: int = 1) -> LogSetup:
+    """Set up logging to these descriptors; raises `ConfigError`."""
     return logs.configure(
         level=settings.logs.log_level,
         access=settings.logs.access_log,
         use_colors=settings.logs.use_colors,
         log_config=settings.logs.log_config,
-        stdout=files.access,
-        stderr=files.error,
+        stdout=access,
+        stderr=error,
     )

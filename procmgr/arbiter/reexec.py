@@ -66,6 +66,7 @@ class Upgrade:
         self._changed = changed
         self._this = Program.this(invocation.environ)
         self._preflight: Preflight | None = None
+        self._killed: set[int] = set()
         self._timer: Timer | None = None
         self.status: str | None = None
         """How the upgrade under way goes, or how the last one ended, in a few words."""
@@ -73,7 +74,7 @@ class Upgrade:
     @property
     def pids(self) -> frozenset[int]:
         """The pids of its children."""
-        return frozenset({self._preflight.pid} if self._preflight else ())
+        return frozenset(self._killed | ({self._preflight.pid} if self._preflight else set()))
 
     def begin(self, view: View, *, now: float, seconds: float) -> Refusal | None:
         """Start the preflight, which has `seconds` from `now`, and return; or return why not."""
@@ -96,11 +97,16 @@ class Upgrade:
         return None
 
     def cancel(self) -> None:
-        """Give up the preflight that runs, if one does, since the service stops."""
+        """Give up what is under way, if anything, since the service stops."""
+        if self._timer is not None:
+            self._timer.cancelled = True
         self._give_up(Refusal.STOPPING.value)
 
     def on_death(self, pid: int, exit_: Exit) -> bool:
         """Hear of a child that died; returns whether it was one of this object's."""
+        if pid in self._killed:
+            self._killed.remove(pid)
+            return True
         preflight = self._preflight
         if preflight is None or preflight.pid != pid:
             return False
@@ -170,6 +176,7 @@ class Upgrade:
     def _give_up(self, why: str) -> None:
         if self._preflight is not None:
             self._preflight.kill()
+            self._killed.add(self._preflight.pid)
             self._let_go(self._preflight)
             self._fail(why)
 

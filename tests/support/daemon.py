@@ -17,7 +17,7 @@ import tempfile
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from signal import SIGHUP, SIGTERM, Signals
+from signal import SIGHUP, SIGTERM, SIGUSR2, Signals
 from typing import TYPE_CHECKING, Any
 
 from support import probe, proc
@@ -196,6 +196,17 @@ class Daemon:
         self.try_reload()
         # A reload is done when the new workers are ready; that the old let go of the listeners follows unannounced.
         assert proc.eventually(lambda: not any(self._accepts(pid) for pid in old)), f"not replaced\n{self.story()}"
+
+    def try_upgrade(self) -> str:
+        """USR2, and wait until the upgrade has ended one way or the other; return the status that says how."""
+        self.notify.skip()
+        self.signal(SIGUSR2)
+        return self.status("upgraded to|upgrade refused|upgrade failed")
+
+    def upgrade(self) -> None:
+        """USR2, and wait until the new program is in charge."""
+        status = self.try_upgrade()
+        assert "upgraded to" in status, f"{status}\n{self.story()}"
 
     def _accepts(self, worker: int) -> bool:
         return bool(proc.sockets_of(worker) & proc.sockets_of(self.pid))

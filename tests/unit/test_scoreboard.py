@@ -77,3 +77,23 @@ def test_an_existing_scoreboard_is_mapped_and_a_strange_one_refused(board):
     with pytest.raises(ValueError, match="not a scoreboard"):
         Scoreboard(fd=strange)
     os.close(strange)
+
+
+def test_a_successor_leases_no_row_that_is_leased_and_goes_on_counting(board):
+    written, other = board.lease(), board.lease()
+    board.row(other)[REQUESTS] = 5
+    board.release(other)
+    board.row(written)[REQUESTS] = 7
+    successor = Scoreboard.adopt(board.hand_over())
+    assert successor.row(written)[REQUESTS] == 7
+    assert written not in {successor.lease() for _ in range(MAX_ROWS - 1)}
+    with pytest.raises(RuntimeError, match="all"):
+        successor.lease()
+    successor.release(written)
+    assert successor.totals == {**board.totals, REQUESTS: 12}
+
+
+def test_what_is_no_scoreboard_of_this_layout_is_not_taken_over(board):
+    board.row(0)[1] = 99
+    with pytest.raises(ValueError, match="layout"):
+        Scoreboard.adopt(board.hand_over())
