@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("procmgr.error")
 
+
 def main(invocation: Invocation, resolved: Resolved) -> int:
     """Supervise until stopped; returns the exit code. Raises `ProcmgrError` when it cannot start."""
     process.open_standard_streams()
