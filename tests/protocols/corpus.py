@@ -171,6 +171,9 @@ CASES = [
     ),
     Case("forbidden trailer", "RFC 9110 6.5.1", chunked(b"3\r\nabc\r\n0\r\nContent-Length: 1\r\n\r\n") + NEXT, [400]),
     Case("Host as trailer", "RFC 9110 6.5.1", chunked(b"3\r\nabc\r\n0\r\nHost: b\r\n\r\n"), [400]),
+    Case("bare LFs end the trailers", "2.2", chunked(b"0\r\nX: y\n\n" + NEXT), [400]),
+    Case("bare LF for the empty line", "2.2", chunked(b"1\r\na\r\n0\r\n\n" + NEXT), [400]),
+    Case("bare LF after a trailer", "2.2", chunked(b"0\r\nX: y\n\r\n" + NEXT), [400]),
     Case("chunk size that is no number", "7.1", chunked(b"x\r\nabc\r\n0\r\n\r\n"), [400]),
     Case("chunk size with sign", "7.1", chunked(b"+3\r\nabc\r\n0\r\n\r\n"), [400]),
     Case("negative chunk size", "7.1", chunked(b"-3\r\nabc\r\n0\r\n\r\n"), [400]),
@@ -225,6 +228,7 @@ CASES = [
     Case("close wins", "9.3", get(fields=H + b"Connection: keep-alive\r\nConnection: close\r\n") + NEXT, [G]),
     Case("1.0 closes", "9.3", get(b"GET / HTTP/1.0") + NEXT, [G]),
     Case("1.0 with keep-alive", "9.3", get(b"GET / HTTP/1.0", H + b"Connection: Keep-Alive\r\n") + NEXT, [G, N]),
+    Case("Proxy-Connection is no option", "9.3", get(fields=H + b"Proxy-Connection: close\r\n") + NEXT, [G, N]),
     Case("a bad second request", "9.3.2", get() + b"GET / HTTP/1.1\r\n\r\n" + NEXT, [G, 400]),
     Case("a bad line after a good request", "9.3.2", get() + b"garbage\r\n\r\n", [G, 400]),
     # -- upgrade

@@ -1,8 +1,9 @@
 """Fields and bodies through h11, a fresh `h11.Connection` per request.
 
 h11 hides bare LF, obsolete line folding, control characters in values and repeated Content-Lengths, so the raw head is
-matched as strictly as llhttp would before h11 sees it. Two differences in chunk framing remain, neither of which moves
-the end of a message: h11 takes white space after a chunk size, and sizes of up to 20 digits.
+matched as strictly as llhttp would before h11 sees it. In chunk framing h11 would also let a bare LF end the trailers,
+where others read on, so the end is looked at again. The differences that remain do not move it: h11 takes white space
+after a chunk size, sizes of up to 20 digits, a bare CR in a chunk extension, and folded trailers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from typing import Final
 
 import h11
 
-from procmgr.worker.protocols.framing import CHUNK_CREDIT, FORBIDDEN_TRAILERS, Headers, Refused, Request, check_fields
+from procmgr.worker.protocols.framing import (
+    CHUNK_CREDIT,
+    END,
+    FORBIDDEN_TRAILERS,
+    Headers,
+    Refused,
+    Request,
+    check_fields,
+)
 
 _LENGTHS: Final = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
 
@@ -20,11 +29,13 @@ _LENGTHS: Final = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
 class H11Codec:
     """One parser per request."""
 
-    __slots__ = ("_connection", "_max_overhead", "_overhead")
+    __slots__ = ("_chunked", "_connection", "_max_overhead", "_overhead", "_tail")
 
     def __init__(self, max_overhead: int) -> None:
         self._max_overhead = max_overhead
         self._overhead = 0
+        self._chunked = False
+        self._tail = b""
         self._connection: h11.Connection
 
     def read_head(self, request: Request) -> Headers:
@@ -44,9 +55,11 @@ class H11Codec:
             raise Refused(400, "malformed head")
         return list(event.headers)
 
-    def begin_body(self, request: Request) -> None:  # noqa: ARG002 - h11 has read it
+    def begin_body(self, request: Request) -> None:
         """Prepare for the body of `request`; h11 knows its framing from the head."""
         self._overhead = 0
+        self._chunked = request.chunked
+        self._tail = b""
 
     def read_body(self, data: bytes) -> tuple[bytes, bytes, bool]:
         """Return the body in `data`, the bytes that follow the message, and whether it ended. Raises `Refused`."""
@@ -63,6 +76,10 @@ class H11Codec:
             if any(name in FORBIDDEN_TRAILERS for name, _ in event.headers):
                 raise Refused(400, "forbidden trailer field")
             rest, ended = self._connection.trailing_data[0], True
+        if self._chunked:
+            self._tail = (self._tail + data[: len(data) - len(rest)])[-len(END) :]
+            if ended and self._tail != END:
+                raise Refused(400, "bare LF in the trailers")
         body = b"".join(parts)
         self._overhead = max(0, self._overhead + len(data) - len(rest) - len(body) - CHUNK_CREDIT * len(parts))
         if self._overhead > self._max_overhead:

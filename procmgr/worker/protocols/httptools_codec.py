@@ -7,6 +7,9 @@ and the parser's message end is always an end of what it was fed.
 
 With `Upgrade` and `Connection: upgrade` llhttp stops after the head and skips the body. We do not upgrade here, so the
 body belongs to the request (RFC 9110 section 7.8): a new parser gets a head with the framing alone and reads on.
+
+Which connection persists is the policy's to say. llhttp, which also counts `Proxy-Connection`, reads nothing after a
+message that it takes for the last: a new parser reads the next one.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class HttptoolsCodec:
         "_overhead",
         "_parser",
         "_parts",
+        "_spent",
         "_tail",
         "_trailer",
         "_upgraded",
@@ -41,7 +45,7 @@ class HttptoolsCodec:
         self._headers: Headers | None = None
         self._parts: list[bytes] = []
         self._parser = httptools.HttpRequestParser(self)
-        self._upgraded = False
+        self._upgraded = self._spent = False
         self._ended = False
         self._left: int | None = None
         self._overhead = 0
@@ -49,7 +53,7 @@ class HttptoolsCodec:
 
     def read_head(self, request: Request) -> Headers:
         """Return the fields of a complete head, names in lower case. Raises `Refused`."""
-        if self._upgraded:
+        if self._upgraded or self._spent:
             self._parser, self._upgraded = httptools.HttpRequestParser(self), False
         headers: Headers = []
         self._headers = headers
@@ -131,3 +135,4 @@ class HttptoolsCodec:
     def on_message_complete(self) -> None:
         """Note the end of the message."""
         self._ended = True
+        self._spent = not self._parser.should_keep_alive()
