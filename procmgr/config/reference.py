@@ -56,6 +56,7 @@ Every flag of uvicorn that procmgr has means here what it means there, but for t
 - `--timeout-graceful-shutdown` is 30 seconds by default; uvicorn waits for ever.
 - `--timeout-worker-healthcheck` is 30 seconds by default, not 5, and watches the event loop itself; 0 switches it off.
 - `--fd` may be repeated, and comes beside other addresses instead of replacing them.
+- `--limit-concurrency` counts the requests that run; uvicorn counts connections too, idle ones among them.
 - `--limit-max-requests 0` and `--limit-concurrency 0` mean no limit.
 
 Every flag of gunicorn that procmgr has means here what it means there, but for these:

@@ -302,7 +302,7 @@ class HTTPSettings:
         None,
         limit(_MILLIARD),
         _ROLL,
-        "Answer 503 to what comes while a worker has so many connections or requests; 0 is no limit.",
+        "Answer 503 to a request that comes while a worker runs so many; 0 is no limit.",
         default="0",
         uvicorn="limit_concurrency",
     )
