@@ -6,7 +6,9 @@ set with one bad address leaves everything as it was. Only what procmgr bound is
 
 from __future__ import annotations
 
+import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from procmgr import sockets
@@ -32,25 +34,32 @@ class ListenerEstate:
 
 @record
 class ListenersEstate:
-    """The listeners as they are handed over, and what systemd passed and nobody listens on yet."""
+    """The listeners as they are handed over, and what systemd or any starter passed and nobody listens on yet."""
 
     open: tuple[ListenerEstate, ...]
     inherited: tuple[tuple[str, Descriptor], ...]
+    strangers: tuple[Descriptor, ...]
 
 
 class Listeners:
-    """Opens, keeps and closes listeners; `inherited` are the (name, descriptor) pairs that systemd passed."""
+    """Opens, keeps and closes listeners.
 
-    def __init__(self, *, inherited: tuple[tuple[str, int], ...] = ()) -> None:
+    `inherited` are the (name, descriptor) pairs that systemd passed, `strangers` all descriptors that were open when
+    the arbiter started. A stranger may become a listener by a reload, so the arbiter keeps it; a child does not.
+    """
+
+    def __init__(self, *, inherited: tuple[tuple[str, int], ...] = (), strangers: frozenset[int] = frozenset()) -> None:
         self._inherited = inherited
+        self._strangers = set(strangers)
         self._open: dict[Address, tuple[Listener, ...]] = {}
 
     @classmethod
     def adopt(cls, estate: ListenersEstate) -> Self:
         """Take over listeners, which are bound already; raises `OSError`."""
-        listeners = cls(inherited=tuple((name, fd.number) for name, fd in estate.inherited))
+        inherited = tuple((name, fd.number) for name, fd in estate.inherited)
+        listeners = cls(inherited=inherited, strangers=frozenset(fd.number for fd in estate.strangers))
         for each in estate.open:
-            listeners._open[each.requested] = (*listeners._open.get(each.requested, ()), _adopt(each))
+            listeners._open[each.requested] = (*listeners._open.get(each.requested, ()), _take_over(each))
         return listeners
 
     def hand_over(self) -> ListenersEstate:
@@ -58,7 +67,11 @@ class Listeners:
         held = [listener for listeners in self._open.values() for listener in listeners]
         taken = {listener.sock.fileno() for listener in held}
         waiting = [(name, Descriptor(fd)) for name, fd in self._inherited if fd not in taken]
-        return ListenersEstate(open=tuple(_hand_over(each) for each in held), inherited=tuple(waiting))
+        return ListenersEstate(
+            open=tuple(_hand_over(each) for each in held),
+            inherited=tuple(waiting),
+            strangers=tuple(Descriptor(fd) for fd in sorted(self._strangers)),
+        )
 
     def held(self, addresses: Iterable[Address]) -> tuple[Listener, ...]:
         """Return the listeners for `addresses`, all of which are open; raises `KeyError`."""
@@ -94,22 +107,30 @@ class Listeners:
             for listener in listeners:
                 if listener not in keep:
                     listener.sock.close()
+        for fd in self._strangers:
+            with suppress(OSError):
+                os.close(fd)
 
     def _bind(self, address: Address, backlog: int, umask: int | None) -> tuple[Listener, ...]:
         match address:
             case sockets.Inherited(fd=fd):
-                return (sockets.adopt(fd, name=None),)
+                return (self._adopt(fd, None, backlog),)
             case sockets.SystemdName(name=name):
                 fds = [fd for known, fd in self._inherited if known == name]
                 if not fds:
                     known = ", ".join(sorted({known for known, _ in self._inherited})) or "no socket at all"
                     raise BindError(f"{address}: systemd passed no socket of that name, it passed {known}")
-                return tuple(sockets.adopt(fd, name=name) for fd in fds)
+                return tuple(self._adopt(fd, name, backlog) for fd in fds)
             case _:
                 return (sockets.bind(address, backlog=backlog, umask=umask),)
 
+    def _adopt(self, fd: int, name: str | None, backlog: int) -> Listener:
+        listener = sockets.adopt(fd, name=name, backlog=backlog)
+        self._strangers.discard(fd)  # it is the listener's from now on, and its number may be somebody else's one day
+        return listener
 
-def _adopt(estate: ListenerEstate) -> Listener:
+
+def _take_over(estate: ListenerEstate) -> Listener:
     sock = socket.socket(fileno=estate.fd.number)  # of its real family: CPython asks the kernel
     sock.settimeout(0)
     return Listener(

@@ -141,6 +141,7 @@ class Arbiter:
             self._say_start()
         else:
             self._upgrade.ended(envelope)
+        self._feed_watchdog()
         code = self._loop.run()
         left = descendants.end_all(except_pids=frozenset({self._guard.pid, *self._upgrade.pids}))
         if left:
@@ -194,6 +195,7 @@ class Arbiter:
                 self._plans.begin(generation)
             case actions.ReloadEnded():
                 self._plans.forget(self._pool.view())
+                self._guard.set_patience(self._patience())
             case actions.Stopping():
                 self._upgrade.cancel()
             case _:
@@ -204,11 +206,17 @@ class Arbiter:
         self._operations.hear(notice)
 
     def on_sample(self, now: float) -> None:
-        """Send what systemd wants to hear regularly."""
-        self._notifier.watchdog()
+        """Say how it stands, and let go of control clients that were silent for too long."""
         self._say_status()
         if self._control is not None:
             self._control.sweep(now)
+
+    def _feed_watchdog(self) -> None:
+        """Prove to systemd that the loop turns, at half the interval that it allows (sd_watchdog_enabled(3))."""
+        interval = self._notifier.watchdog_interval
+        if interval is not None:
+            self._notifier.watchdog()
+            self._loop.call_at(self._host.now() + interval, self._feed_watchdog)
 
     def _birth(self, order: actions.Spawn, member: Member, channel: messages.Channel) -> boot.Birth:
         plan = self._plans.of(order.generation)

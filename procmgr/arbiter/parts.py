@@ -56,6 +56,7 @@ class Parts:
 
 def start(invocation: Invocation, resolved: Resolved) -> Parts:
     """Open, bind and lock what the settings ask for; raises `ProcmgrError`, and nothing is left open then."""
+    strangers = process.strange_descriptors()  # before anything of ours is open
     settings = resolved.settings
     log_files = LogFiles(settings.logs)
     setup = configure_logs(settings, error=log_files.error, access=log_files.access)
@@ -63,7 +64,7 @@ def start(invocation: Invocation, resolved: Resolved) -> Parts:
     for note in resolved.notes:
         log.info("%s", note)
     with ExitStack() as undo:
-        listeners = Listeners(inherited=inherited)
+        listeners = Listeners(inherited=inherited, strangers=strangers)
         undo.callback(listeners.keep, ())
         plans = Plans(invocation=invocation, listeners=listeners)
         first = plans.make(settings)

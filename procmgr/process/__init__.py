@@ -7,6 +7,7 @@ from procmgr.process.attributes import (
     set_pdeathsig,
     set_subreaper,
     set_title,
+    strange_descriptors,
 )
 from procmgr.process.cpus import usable_cpus
 from procmgr.process.pidfile import PidFile, PidFileEstate
@@ -26,5 +27,6 @@ __all__ = [
     "set_pdeathsig",
     "set_subreaper",
     "set_title",
+    "strange_descriptors",
     "usable_cpus",
 ]

@@ -13,6 +13,7 @@ _PR_GET_PDEATHSIG: Final = 2
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _NAME_BYTES: Final = 15
+_STDERR: Final = 2
 
 
 def set_pdeathsig(signum: int) -> None:
@@ -29,6 +30,26 @@ def get_pdeathsig() -> int:
     value = ctypes.c_int()
     _prctl(_PR_GET_PDEATHSIG, ctypes.byref(value))
     return value.value
+
+
+def strange_descriptors() -> frozenset[int]:
+    """Return the descriptors above the standard ones that are open now; empty where /proc does not say (proc(5)).
+
+    Asked before this process opens any of its own, these are what its starter left open, wittingly or not.
+    """
+    try:
+        numbers = {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208 - names, not paths
+    except OSError:
+        return frozenset()
+    return frozenset(fd for fd in numbers if fd > _STDERR and _is_open(fd))
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:  # the listing's own descriptor
+        return False
+    return True
 
 
 def set_subreaper() -> None:

@@ -310,6 +310,26 @@ def test_a_worker_has_only_the_descriptors_it_needs(serve, tmp_path):
         assert len(files) == 1, f"its own stacks, and not the pid file: {files}"
 
 
+def test_what_the_starter_left_open_stays_with_the_arbiter(serve, tmp_path):
+    leak = tmp_path / "leak"
+    with leak.open("w") as stray:
+        daemon = serve("-w", "2", pass_fds=[stray.fileno()])
+        assert str(leak) in proc.files_of(daemon.pid), "a reload may name it as a listener"
+        family = [each.pid for each in proc.children(daemon.pid)]
+        assert len(family) == 3, "two workers and the guard"
+        assert not any(str(leak) in proc.files_of(pid) for pid in family)
+
+
+def test_the_watchdog_is_fed_at_half_its_interval_and_only_if_there_is_one(serve):
+    daemon = serve(env={"WATCHDOG_USEC": "400000"})
+    for _ in range(3):
+        daemon.wait(lambda message: message.fields.get("WATCHDOG") == "1", "WATCHDOG=1")
+    unwatched = serve()
+    for _ in range(3):
+        unwatched.status("1/1 workers ready")
+    assert not any("WATCHDOG" in message.fields for message in unwatched.notify.messages)
+
+
 def test_reloads_leak_no_descriptor(serve):
     daemon = serve("-w", "2")
 

@@ -76,13 +76,13 @@ def test_the_line_of_a_back_off_without_and_with_workers():
         drive.spawned(worker_id)
         drive.died(worker_id, Exit(code=3))
         seconds = 4 * worker_id
-        noun = "boot" if worker_id == 1 else "boots"
-        assert status_line(drive.view) == f"backing off {seconds} s after {worker_id} failed {noun}"
+        noun = "death" if worker_id == 1 else "deaths"
+        assert status_line(drive.view) == f"backing off {seconds} s after {worker_id} early {noun}"
         drive.wait(seconds)
     drive = serving(2)
     drive.died(1, Exit(signal=9))
     drive.died(3, Exit(code=3))
-    assert status_line(drive.view) == "1/2 workers ready, backing off 0.5 s after 1 failed boot"
+    assert status_line(drive.view) == "1/2 workers ready, backing off 0.5 s after 1 early death"
     drive.wait(0.5)
     assert status_line(drive.view) == "1/2 workers ready, generation 1"
 

@@ -117,7 +117,7 @@ def _activity(view: View) -> str | None:
         parts.append(f"rolling to generation {view.rolling}")
     if view.backoff_seconds is not None:
         wait = f"{view.backoff_seconds:.1f}".removesuffix(".0")
-        parts.append(f"backing off {wait} s after {_times(view.failures, 'failed boot')}")
+        parts.append(f"backing off {wait} s after {_times(view.failures, 'early death')}")
     return ", ".join(parts) or None
 
 
