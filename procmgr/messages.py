@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from array import array
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Final, get_type_hints
 
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
 
 PROTOCOL_VERSION: Final = 1
 MAX_BYTES: Final = 64 * 1024
-MAX_FDS: Final = 4
+MAX_FDS: Final = 253  # SCM_MAX_FD (unix(7)): a worker's channel, its stacks and all its listeners
 _FDS_SPACE: Final = socket.CMSG_LEN(MAX_FDS * array("i").itemsize)
 _TEXT_BUDGET: Final = 24 * 1024  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    """Worker that was forked by a zygote, first of all: it is a child of the arbiter now, under this pid."""
+
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +79,43 @@ class Configure:
     log_level: str
 
 
-Message = Ready | BootFailed | DrainBegun | RecycleDue | Drain | ReopenLogs | Configure
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Zygote: the application is imported, workers can be forked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Arbiter, to a zygote: fork a worker with scoreboard row `row`.
+
+    With this message come its end of its channel, the file for its stacks, and its listeners in the order of the plan.
+    """
+
+    worker_id: int
+    slot: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFailed:
+    """Zygote: the operating system refused to fork this worker."""
+
+    worker_id: int
+    reason: str
+
+
+FromWorker = Born | Ready | BootFailed | DrainBegun | RecycleDue
+FromZygote = Imported | BootFailed | ForkFailed
+FromArbiter = Drain | ReopenLogs | Configure | Fork
+Message = FromWorker | FromZygote | FromArbiter
 
 _TYPES: Final[dict[str, type[Message]]] = {
-    kind.__name__: kind for kind in (Ready, BootFailed, DrainBegun, RecycleDue, Drain, ReopenLogs, Configure)
+    kind.__name__: kind
+    for kind in (
+        *(Born, Ready, BootFailed, DrainBegun, RecycleDue),
+        *(Imported, ForkFailed),
+        *(Drain, ReopenLogs, Configure, Fork),
+    )
 }
 
 
@@ -173,11 +214,10 @@ class Channel:
         Raises `ChannelClosed` when the peer is gone and `MessageError` for anything that is no message.
         """
         try:
-            # Not socket.recv_fds(): it drops its flags argument, and with it MSG_CMSG_CLOEXEC.
-            data, ancillary, flags, _ = self._sock.recvmsg(MAX_BYTES, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags = self._receive()
         except BlockingIOError:
             return None
-        except OSError as error:  # ECONNRESET: the peer died with unread data
+        except OSError as error:
             raise ChannelClosed from error
         if not data:
             raise ChannelClosed
@@ -190,6 +230,19 @@ class Channel:
             for fd in fds:
                 os.close(fd)
             raise
+
+    def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        # Not socket.recv_fds(): it drops its flags argument, and with it MSG_CMSG_CLOEXEC.
+        try:
+            return self._sock.recvmsg(MAX_BYTES, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)[:3]
+        except ConnectionResetError:
+            # The peer died without reading all that we sent. The kernel says so once, ahead of the peer's last words.
+            return self._sock.recvmsg(MAX_BYTES, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)[:3]
+
+    def shut(self) -> None:
+        """End it, whoever else holds an end: both sides see `ChannelClosed`, after what was sent before."""
+        with suppress(OSError):  # the peer is gone already
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close this end; the peer sees `ChannelClosed`."""

@@ -15,6 +15,7 @@ from procmgr.arbiter.guard import GuardEstate
 from procmgr.arbiter.host import HostEstate
 from procmgr.arbiter.listeners import ListenersEstate
 from procmgr.arbiter.logfiles import LogFilesEstate
+from procmgr.arbiter.nursery import NurseryEstate
 from procmgr.arbiter.plans import PlanEstate, PlansEstate
 from procmgr.arbiter.signals import SignalsEstate
 from procmgr.handover import Descriptor, HandoverError
@@ -38,6 +39,7 @@ class Estate:
     log_files: LogFilesEstate
     signals: SignalsEstate
     pid_file: process.PidFileEstate | None
+    nursery: NurseryEstate = NurseryEstate()
     version: int = VERSION
 
     @property

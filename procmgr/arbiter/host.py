@@ -1,7 +1,7 @@
-"""Every effect of supervision on the operating system, behind one small Protocol.
+"""Every effect of supervision on the operating system, behind one small Protocol: `loop.Host`.
 
-`Host` is the whole seam between the pool's decisions and Linux; a test scripts another. `LinuxHost` keeps a `Member`
-per worker: its pid, its end of the channel, its scoreboard row, and what it said before it died.
+`LinuxHost` keeps a `Member` per worker: its pid, its end of the channel, its scoreboard row, and what it said before it
+died.
 
 Invariants: a member exists from the fork until it is buried after waitpid(2), so its pid cannot have been reused and a
 signal never hits a stranger. A dead worker's channel is read to its end before its exit is reported, so the reason it
@@ -16,11 +16,11 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from procmgr import messages, scoreboard
-from procmgr.arbiter import spawn
+from procmgr.arbiter import children, spawn
+from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.events import (
     Beats,
     BootFailed,
@@ -43,7 +43,6 @@ from procmgr.worker.boot import STACKS_SIGNAL, Birth
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from procmgr.arbiter.core import actions
     from procmgr.arbiter.guard import Guard
     from procmgr.sockets import Listener
 
@@ -56,59 +55,38 @@ _MESSAGES_PER_TURN: Final = 32
 log = logging.getLogger("procmgr.error")
 
 
-class Host(Protocol):
-    """What the loop needs from the operating system."""
+class Births(Protocol):
+    """Who has workers forked by somebody else, a zygote; see `nursery`."""
 
-    def now(self) -> float:
-        """Return CLOCK_MONOTONIC in seconds."""
+    def order(self, birth: Birth, row: int) -> None:
+        """Have a worker born; the outcome shows on its channel. Raises `OSError`."""
         ...
 
-    def spawn(self, order: actions.Spawn) -> Spawned | SpawnFailed:
-        """Fork a worker."""
+    def settled(self, worker_id: int) -> None:
+        """Hear that a worker was born, or never will be."""
         ...
 
-    def channel(self, worker_id: int) -> messages.Channel:
-        """Return the arbiter's end of a worker's channel."""
+    def broadcast(self, message: messages.Message, fds: tuple[int, ...]) -> None:
+        """Let workers to come know what the others are told."""
         ...
 
-    def drain(self, order: actions.Drain) -> None:
-        """Tell a worker to drain."""
+    def pids(self) -> list[int]:
+        """Return the pids of its own processes."""
         ...
 
-    def terminate(self, worker_id: int) -> None:
-        """Send TERM."""
-        ...
-
-    def kill(self, worker_id: int) -> None:
-        """Send KILL."""
-        ...
-
-    def dump_stacks(self, worker_id: int) -> Suspended | None:
-        """Ask for the worker's stacks; `Suspended` when it is stopped and cannot answer."""
-        ...
-
-    def receive(self, worker_id: int) -> list[Event]:
-        """Return what a worker sent, as events."""
-        ...
-
-    def reap(self) -> Iterator[Event]:
-        """Yield the last words and the `Exited` of every child that died."""
-        ...
-
-    def bury(self, worker_id: int) -> None:
-        """Forget a worker whose `Exited` was handled."""
-        ...
-
-    def beats(self) -> Beats:
-        """Return the newest beat of each worker."""
+    def close_in_child(self) -> None:
+        """Close in a forked child what belongs to the arbiter."""
         ...
 
 
 @dataclass(slots=True)
 class Member:
-    """What the arbiter holds of one worker until it is buried."""
+    """What the arbiter holds of one worker until it is buried.
 
-    pid: int
+    `pid` is None until the worker of a zygote announced itself; `refusal` says why it never will.
+    """
+
+    pid: int | None
     slot: int
     generation: int
     channel: messages.Channel
@@ -116,6 +94,7 @@ class Member:
     row: scoreboard.Row
     stacks_fd: int
     last_words: messages.BootFailed | None = None
+    refusal: SpawnFailed | None = None
 
     def stacks(self) -> str:
         """Return the Python stacks that the worker dumped, cut to 32 KiB; empty if it did not."""
@@ -132,13 +111,14 @@ class MemberEstate:
     """A member as it is handed over."""
 
     worker_id: int
-    pid: int
+    pid: int | None
     slot: int
     generation: int
     channel: Descriptor
     row_number: int
     stacks: Descriptor
     last_words: messages.BootFailed | None
+    refusal: SpawnFailed | None = None
 
 
 @record
@@ -170,6 +150,7 @@ class LinuxHost:
         self._close_arbiter = close_in_child
         self._foreign: Callable[[int, Exit], None] = lambda _pid, _exit: None
         self._guard: Guard | None = None
+        self._nursery: Births | None = None
 
     def hand_over(self) -> HostEstate:
         """Return what a successor needs."""
@@ -177,10 +158,21 @@ class LinuxHost:
         return HostEstate(board=self.board.hand_over(), members=members)
 
     def entrust(self, guard: Guard, on_foreign_death: Callable[[int, Exit], None]) -> None:
-        """Have `guard` watch every member, now and later; `on_foreign_death` hears of pids that are no member."""
+        """Have `guard` watch every child, now and later; `on_foreign_death` hears of pids that are no member."""
         self.rejoin(guard, on_foreign_death)
-        for member in self.members.values():
-            guard.watch(member.pid)
+        zygotes = self._nursery.pids() if self._nursery else []
+        for pid in (*(member.pid for member in self.members.values()), *zygotes):
+            if pid is not None:
+                guard.watch(pid)
+
+    def entrust_births(self, nursery: Births) -> None:
+        """Have `nursery` fork the workers of generations whose application is preloaded."""
+        self._nursery = nursery
+
+    def guard_child(self, pid: int) -> None:
+        """Entrust a new child to the guard."""
+        if self._guard is not None:
+            self._guard.watch(pid)
 
     def rejoin(self, guard: Guard, on_foreign_death: Callable[[int, Exit], None]) -> None:
         """Do as `entrust`, with a guard that watches every member already."""
@@ -191,24 +183,40 @@ class LinuxHost:
         """Return CLOCK_MONOTONIC in seconds."""
         return time.monotonic()
 
-    def spawn(self, order: actions.Spawn) -> Spawned | SpawnFailed:
-        """Fork a worker with a channel, a scoreboard row and a place for its stacks."""
+    def spawn(self, order: actions.Spawn) -> Spawned | SpawnFailed | None:
+        """Fork a worker with a channel, a scoreboard row and a place for its stacks, or have its zygote do so."""
         try:
             member, theirs = self._prepare(order)
         except (OSError, RuntimeError) as error:
             return _refused(order, error)
         try:
             birth = self._birth(order, member, theirs)
+            if self._nursery is not None and birth.settings.app.preload:
+                self.members[order.worker_id] = member
+                self._nursery.order(birth, member.row_number)
+                return None
             member.pid = spawn.fork_worker(birth, close_in_child=lambda: self._close_in_worker(member, birth))
         except OSError as error:
+            self.members.pop(order.worker_id, None)
             self._release(member)
-            return _refused(order, error)
-        finally:
             theirs.close()
+            return _refused(order, error)
+        theirs.close()
         self.members[order.worker_id] = member
-        if self._guard is not None:
-            self._guard.watch(member.pid)
+        self.guard_child(member.pid)
         return Spawned(order.worker_id, member.pid)
+
+    def birth_of(self, worker_id: int, channel: messages.Channel) -> Birth:
+        """Return again what a member that is not born yet is to be born with; `channel` is its own end."""
+        member = self.members[worker_id]
+        return self._birth(actions.Spawn(worker_id, member.slot, member.generation), member, channel)
+
+    def refuse(self, refusal: SpawnFailed) -> None:
+        """End the wait for a worker that has not announced itself: its channel ends, and its refusal is the reason."""
+        member = self.members.get(refusal.worker_id)
+        if member is not None and member.pid is None and member.refusal is None:
+            member.refusal = refusal
+            member.channel.shut()
 
     def channel(self, worker_id: int) -> messages.Channel:
         """Return the arbiter's end of a member's channel, to be polled."""
@@ -219,9 +227,11 @@ class LinuxHost:
         self._tell(order.worker_id, messages.Drain(order.mode.value, order.deadline))
 
     def broadcast(self, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
-        """Send `message` to every member, with copies of `fds`."""
+        """Send `message`, with copies of `fds`, to every member, and to the zygotes of members to come."""
         for worker_id in self.members:
             self._tell(worker_id, message, fds)
+        if self._nursery is not None:
+            self._nursery.broadcast(message, fds)
 
     def terminate(self, worker_id: int) -> None:
         """Send TERM."""
@@ -234,7 +244,7 @@ class LinuxHost:
     def dump_stacks(self, worker_id: int) -> Suspended | None:
         """Signal the worker's C-level handler, which works with its loop blocked and the GIL held."""
         member = self.members[worker_id]
-        if _is_stopped(member.pid):
+        if member.pid is not None and children.is_stopped(member.pid):
             return Suspended(worker_id)
         member.forget_stacks()
         self._signal(worker_id, STACKS_SIGNAL)
@@ -243,7 +253,8 @@ class LinuxHost:
     def receive(self, worker_id: int) -> list[Event]:
         """Return what a worker sent since the last call, as events; raises `messages.ChannelClosed` at its end.
 
-        At most 32 messages a turn, so that a worker which floods its channel cannot starve the others.
+        For a worker that did not announce itself the end is a `SpawnFailed`. At most 32 messages a turn, so that a
+        worker which floods its channel cannot starve the others.
         """
         member = self.members[worker_id]
         events: list[Event] = []
@@ -253,6 +264,12 @@ class LinuxHost:
             except messages.MessageError as error:
                 log.error("worker %d (slot %d) sent nonsense: %s", worker_id, member.slot, error)
                 continue
+            except messages.ChannelClosed:
+                if member.pid is None:
+                    return [self._unborn(worker_id, member)]
+                if not events:
+                    raise
+                break  # it is met again by the next call
             if received is None:
                 break
             for fd in received[1]:
@@ -264,23 +281,23 @@ class LinuxHost:
 
     def reap(self) -> Iterator[Event]:
         """Yield the last words and the `Exited` of each member that died; foreign children are buried and reported."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            worker_id = next((key for key, member in self.members.items() if member.pid == pid), None)
+        while (pid := children.dead_child()) is not None:
+            worker_id = self._member_of(pid)
             if worker_id is None:
-                self._foreign(pid, _exit_of(status))
+                # Perhaps a worker whose announcement was not read yet; it stays a zombie, its pid its own, until then.
+                for unborn in [key for key, member in self.members.items() if member.pid is None]:
+                    yield from self.receive(unborn)
+                worker_id = self._member_of(pid)
+            _, status = os.waitpid(pid, 0)
+            if worker_id is None:
+                self._foreign(pid, children.exit_of(status))
                 continue
             with suppress(messages.ChannelClosed):
                 yield from self.receive(worker_id)
-            yield Exited(worker_id, _exit_of(status))
+            yield Exited(worker_id, children.exit_of(status))
 
     def bury(self, worker_id: int) -> None:
-        """Forget a member after its exit was handled; its counters are folded into the totals."""
+        """Forget a member after its exit, or that it was never born, was handled; its counters go into the totals."""
         self._release(self.members.pop(worker_id))
 
     def beats(self) -> Beats:
@@ -296,6 +313,8 @@ class LinuxHost:
         os.close(self.board.fd)
         if self._guard is not None:
             self._guard.close()
+        if self._nursery is not None:
+            self._nursery.close_in_child()
         self._close_arbiter(keep)
 
     def _close_in_worker(self, member: Member, birth: Birth) -> None:
@@ -308,7 +327,7 @@ class LinuxHost:
         ours, theirs = messages.Channel.pair()
         stacks_fd = os.memfd_create("procmgr-stacks", os.MFD_CLOEXEC)
         row = self.board.row(row_number)
-        return Member(0, order.slot, order.generation, ours, row_number, row, stacks_fd), theirs
+        return Member(None, order.slot, order.generation, ours, row_number, row, stacks_fd), theirs
 
     def _adopt(self, estate: MemberEstate) -> Member:
         return Member(
@@ -320,6 +339,7 @@ class LinuxHost:
             row=self.board.row(estate.row_number),
             stacks_fd=estate.stacks.number,
             last_words=estate.last_words,
+            refusal=estate.refusal,
         )
 
     def _release(self, member: Member) -> None:
@@ -327,8 +347,37 @@ class LinuxHost:
         os.close(member.stacks_fd)
         self.board.release(member.row_number)
 
+    def _member_of(self, pid: int) -> int | None:
+        return next((worker_id for worker_id, member in self.members.items() if member.pid == pid), None)
+
+    def _settle(self, worker_id: int) -> None:
+        if self._nursery is not None:
+            self._nursery.settled(worker_id)
+
+    def _born(self, worker_id: int, member: Member, pid: int) -> Event | None:
+        """Believe a worker its pid if that is a child of ours which nobody else is, since we will send it signals."""
+        known = {each.pid for each in self.members.values()} | set(self._nursery.pids() if self._nursery else ())
+        if member.pid is not None or pid in known or not children.is_child(pid):
+            log.error("worker %d (slot %d) claims pid %d, which is not its own", worker_id, member.slot, pid)
+            return None
+        member.pid = pid
+        self.guard_child(pid)
+        self._settle(worker_id)
+        return Spawned(worker_id, pid)
+
+    def _unborn(self, worker_id: int, member: Member) -> SpawnFailed:
+        failed = member.refusal or SpawnFailed(worker_id, "it died in the fork", BootFailure.FAILED)
+        if member.refusal is None or failed.failure is BootFailure.REFUSED:
+            log.error("cannot start worker %d (slot %d): %s", worker_id, member.slot, failed.reason)
+        self._settle(worker_id)
+        return failed
+
     def _translate(self, worker_id: int, member: Member, message: messages.Message) -> Event | None:
         match message:
+            case messages.Born(pid=pid):
+                return self._born(worker_id, member, pid)
+            case _ if member.pid is None:
+                log.error("worker %d (slot %d) speaks before it is born", worker_id, member.slot)
             case messages.Ready():
                 return Ready(worker_id)
             case messages.BootFailed(exit_code=code):
@@ -339,17 +388,19 @@ class LinuxHost:
                 return DrainBegun(worker_id)
             case messages.RecycleDue(reason=reason):
                 return RecycleDue(worker_id, reason)
-            case messages.Drain() | messages.ReopenLogs() | messages.Configure():
-                log.error("worker %d (slot %d) sent an arbiter's message", worker_id, member.slot)
-                return None
+            case _:
+                log.error("worker %d (slot %d) sent a %s", worker_id, member.slot, type(message).__name__)
+        return None
 
     def _tell(self, worker_id: int, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
         if not self.members[worker_id].channel.send(message, fds):
             log.warning("worker %d does not take messages; its deadline decides", worker_id)
 
     def _signal(self, worker_id: int, signum: int) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.members[worker_id].pid, signum)
+        pid = self.members[worker_id].pid
+        if pid is not None:  # the pool signals nobody whose fork was not reported
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
 
 
 def _refused(order: actions.Spawn, error: Exception) -> SpawnFailed:
@@ -367,20 +418,5 @@ def _hand_over(worker_id: int, member: Member) -> MemberEstate:
         row_number=member.row_number,
         stacks=Descriptor(member.stacks_fd),
         last_words=member.last_words,
+        refusal=member.refusal,
     )
-
-
-def _exit_of(status: int) -> Exit:
-    """Translate a wait status (waitpid(2))."""
-    if os.WIFSIGNALED(status):
-        return Exit(signal=os.WTERMSIG(status), core=os.WCOREDUMP(status))
-    return Exit(code=os.waitstatus_to_exitcode(status))
-
-
-def _is_stopped(pid: int) -> bool:
-    """Tell whether the process is in state T (proc(5), field 3 of stat); False where /proc does not say."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    return stat.rpartition(b")")[2].split()[:1] == [b"T"]

@@ -16,17 +16,65 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from procmgr import messages
 from procmgr.arbiter.core import actions
-from procmgr.arbiter.core.events import Event, Exited, Spawned, Tick
+from procmgr.arbiter.core.events import Event, Exited, SpawnFailed, Tick
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
+    from procmgr.arbiter.core.events import Beats, Spawned, Suspended
     from procmgr.arbiter.core.pool import Pool
-    from procmgr.arbiter.host import Host
     from procmgr.arbiter.signals import SignalQueue
 
 _SAMPLE_SECONDS: Final = 1.0
+
+
+class Host(Protocol):
+    """What the loop needs from the operating system: the whole seam between the pool's decisions and Linux."""
+
+    def now(self) -> float:
+        """Return CLOCK_MONOTONIC in seconds."""
+        ...
+
+    def spawn(self, order: actions.Spawn) -> Spawned | SpawnFailed | None:
+        """Fork a worker; None when the answer comes later, from `receive`."""
+        ...
+
+    def channel(self, worker_id: int) -> messages.Channel:
+        """Return the arbiter's end of a worker's channel."""
+        ...
+
+    def drain(self, order: actions.Drain) -> None:
+        """Tell a worker to drain."""
+        ...
+
+    def terminate(self, worker_id: int) -> None:
+        """Send TERM."""
+        ...
+
+    def kill(self, worker_id: int) -> None:
+        """Send KILL."""
+        ...
+
+    def dump_stacks(self, worker_id: int) -> Suspended | None:
+        """Ask for the worker's stacks; `Suspended` when it is stopped and cannot answer."""
+        ...
+
+    def receive(self, worker_id: int) -> list[Event]:
+        """Return what a worker sent, as events."""
+        ...
+
+    def reap(self) -> Iterator[Event]:
+        """Yield the last words and the `Exited` of every child that died."""
+        ...
+
+    def bury(self, worker_id: int) -> None:
+        """Forget a worker whose `Exited` was handled."""
+        ...
+
+    def beats(self) -> Beats:
+        """Return the newest beat of each worker."""
+        ...
 
 
 class Observer(Protocol):
@@ -120,9 +168,7 @@ class Loop:
         for worker_id in sorted(key.data for key, _ in ready if isinstance(key.data, int)):
             self._read_channel(worker_id)
         for event in self._host.reap():
-            self.post(event)
-            if isinstance(event, Exited):
-                self._bury(event.worker_id)
+            self._deliver(event)
         for key, events in ready:
             if callable(key.data) and self._selector.get_map().get(key.fd) == key:  # else unwatched a moment ago
                 key.data(events)
@@ -159,7 +205,12 @@ class Loop:
             self._selector.unregister(self._host.channel(worker_id))
             return
         for event in events:
-            self.post(event)
+            self._deliver(event)
+
+    def _deliver(self, event: Event) -> None:
+        self.post(event)
+        if isinstance(event, Exited | SpawnFailed):
+            self._bury(event.worker_id)
 
     def _bury(self, worker_id: int) -> None:
         channel = self._host.channel(worker_id)
@@ -188,6 +239,7 @@ class Loop:
 
     def _spawn(self, order: actions.Spawn) -> None:
         answer = self._host.spawn(order)
-        self._queue.append(answer)
-        if isinstance(answer, Spawned):
+        if answer is not None:
+            self._queue.append(answer)
+        if not isinstance(answer, SpawnFailed):
             self._selector.register(self._host.channel(order.worker_id), selectors.EVENT_READ, order.worker_id)

@@ -23,6 +23,7 @@ from procmgr.arbiter.guard import Guard
 from procmgr.arbiter.history import History
 from procmgr.arbiter.host import LinuxHost, Member
 from procmgr.arbiter.loop import Loop
+from procmgr.arbiter.nursery import Nursery
 from procmgr.arbiter.operations import Operations
 from procmgr.arbiter.parts import KILL_GRACE_SECONDS, Parts, policy_of
 from procmgr.arbiter.reexec import Upgrade
@@ -134,6 +135,10 @@ class Arbiter:
         )
         self._control = self._open_control(made.settings)
         self._guard = self._adopt_guard(Guard.adopt(left.guard)) if left else self._fork_guard()
+        self._nursery = Nursery(host=self._host, loop=self._loop, report=self._report, on_lost=self._on_zygote_lost)
+        self._host.entrust_births(self._nursery)
+        if left:
+            self._nursery.adopt(left.nursery)
 
     def run(self, envelope: Envelope | None = None) -> int:
         """Supervise until the pool finishes; returns the exit code. `envelope` is what was taken over, if anything."""
@@ -143,6 +148,7 @@ class Arbiter:
             self._upgrade.ended(envelope)
         self._feed_watchdog()
         code = self._loop.run()
+        self._nursery.close()
         left = descendants.end_all(except_pids=frozenset({self._guard.pid, *self._upgrade.pids}))
         if left:
             log.warning("ended %d process%s that workers had left behind", left, "" if left == 1 else "es")
@@ -193,10 +199,13 @@ class Arbiter:
         match notice:
             case actions.ReloadBegun(generation=generation):
                 self._plans.begin(generation)
+                self._keep_zygotes()
             case actions.ReloadEnded():
                 self._plans.forget(self._pool.view())
                 self._guard.set_patience(self._patience())
-            case actions.Stopping():
+                self._keep_zygotes()
+            case actions.Stopping() | actions.GaveUp():
+                self._nursery.keep(())
                 self._upgrade.cancel()
             case _:
                 pass
@@ -267,6 +276,9 @@ class Arbiter:
             logs.set_level(level)
             self._host.broadcast(messages.Configure(level))
         self._upgrade.forget()
+        return self._roll(plan)
+
+    def _roll(self, plan: Plan) -> int:
         self._notifier.reloading("reloading")
         self._loop.post(Reload(policy_of(plan.settings)))
         return self._pool.view().newest_generation
@@ -292,7 +304,21 @@ class Arbiter:
             log_files=self._log_files.hand_over(),
             signals=self._signals.hand_over(),
             pid_file=self._pid_file.hand_over() if self._pid_file else None,
+            nursery=self._nursery.hand_over(),
         )
+
+    def _on_zygote_lost(self, generation: int) -> None:
+        """Rebuild a zygote by a reload: what it imports may be newer than what serves, so it replaces all or none."""
+        view = self._pool.view()
+        in_force = view.generation == generation and not (view.rolling or view.pending) and view.stop is None
+        if in_force and not self._nursery.serves(generation):
+            log.warning("rebuilding the zygote of generation %d by a reload", generation)
+            self._roll(self._plans.again(generation))
+
+    def _keep_zygotes(self) -> None:
+        """End zygotes that no replacement will be forked from: a roll keeps the old one until it ends."""
+        view = self._pool.view()
+        self._nursery.keep({view.generation, view.rolling})
 
     def reopen_logs(self) -> None:
         """Open the log files anew, here and in the workers; raises `ProcmgrError` if that cannot be, and says so."""
@@ -357,7 +383,7 @@ class Arbiter:
             log.warning("the guard (pid %d) died; forking another", pid)
             self._guard.close()
             self._guard = self._fork_guard()
-        else:
+        elif not self._nursery.buried(pid, exit_):
             log.debug("buried pid %d, which is no worker", pid)
 
     def _prepare_process(self, settings: Settings) -> None:

@@ -107,6 +107,7 @@ def policy_of(settings: Settings) -> Policy:
         quick_timeout=QUICK_SECONDS,
         kill_grace=KILL_GRACE_SECONDS,
         boot_attempts=pool.boot_attempts,
+        refork=settings.app.preload,
     )
 
 

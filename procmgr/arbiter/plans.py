@@ -94,6 +94,11 @@ class Plans:
         self._pending = self.make(settings)
         return self._pending
 
+    def again(self, generation: int) -> Plan:
+        """Let the plan of `generation` wait for one more; to be called while none waits."""
+        self._pending = self._plans[generation]
+        return self._pending
+
     def start(self, generation: int, plan: Plan) -> None:
         """Have workers of `generation` made by `plan`."""
         self._plans[generation] = plan

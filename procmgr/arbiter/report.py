@@ -18,6 +18,7 @@ from procmgr.arbiter.core.events import Exit, StopLevel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from procmgr import messages
     from procmgr.arbiter.host import Member
 
 log = logging.getLogger("procmgr.error")
@@ -64,17 +65,16 @@ class Report:
     def _say_death(self, death: actions.WorkerDied) -> None:
         member = self._members[death.worker_id]
         if member.last_words is not None and not death.was_ready:
-            self._say_boot_failure(death, member)
+            self.say_failure(f"{self._name(death.worker_id)} could not start", member.last_words)
             return
         served = f"{_count(member.row[scoreboard.REQUESTS], 'request')} served"
         line = f"{self._name(death.worker_id)} {cause(death)} after {death.age_seconds:.1f} s, {served}"
         stacks = member.stacks() if death.killed is not None else ""
         log.log(_severity(death), "%s%s", line, f"; its stacks were:\n{stacks}" if stacks else "")
 
-    def _say_boot_failure(self, death: actions.WorkerDied, member: Member) -> None:
-        words = member.last_words
-        assert words is not None
-        line = f"{self._name(death.worker_id)} could not start: {words.summary}"
+    def say_failure(self, what: str, words: messages.BootFailed) -> None:
+        """Log why something could not start: `what`, and the words it left."""
+        line = f"{what}: {words.summary}"
         if not words.detail:
             log.error("%s", line)
         elif words.detail in self._said_failures:
@@ -118,9 +118,12 @@ def cause(death: actions.WorkerDied) -> str:
     """Return how a worker came to its end, as what follows its name in a sentence."""
     if death.killed is not None:
         return f"was killed by procmgr because {death.killed.value}"
-    if death.exit.signal is None:
-        return "ended" if death.expected and death.exit.code == 0 else f"exited with status {death.exit.code}"
-    return f"died of {_signal_name(death.exit)}"
+    return "ended" if death.expected and death.exit.code == 0 else describe(death.exit)
+
+
+def describe(ending: Exit) -> str:
+    """Say how a process ended that was not told to."""
+    return f"exited with status {ending.code}" if ending.signal is None else f"died of {_signal_name(ending)}"
 
 
 def _signal_name(ending: Exit) -> str:

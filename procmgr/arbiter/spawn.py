@@ -3,7 +3,8 @@
 Rules: all signals are blocked across the fork, so none is lost and none runs the arbiter's handlers in the child. The
 child closes what it inherited through the objects that own it (closing by number what a live Python object owns would
 close somebody else's descriptor later), clears the wakeup descriptor and resets handlers before it restores the mask.
-The child never returns into the arbiter's frames: it leaves by os._exit(2).
+The child never returns into its parent's frames: it leaves by os._exit(2). A zygote forks by the same
+rules.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def fork(run: Callable[[], int], *, close_in_child: Callable[[], None]) -> int:
-    """Fork a child that closes the arbiter's belongings, calls `run` and exits with what it returns.
+def fork(
+    run: Callable[[], int], *, close_in_child: Callable[[], None], reset: Callable[[], None] = reset_in_child
+) -> int:
+    """Fork a child that closes its parent's belongings, calls `run` and exits with what it returns.
 
-    Returns the child's pid. Raises `OSError` (EAGAIN, ENOMEM; fork(2)).
+    `reset` undoes the parent's signal setup in the child, before the mask is restored. Returns the child's pid. Raises
+    `OSError` (EAGAIN, ENOMEM; fork(2)).
     """
     _flush_streams()  # what is buffered would be written twice
     with all_blocked() as mask:
         pid = os.fork()
         if pid == 0:
-            _child(run, close_in_child, mask)
+            _child(run, close_in_child, reset, mask)
     return pid
 
 
@@ -41,10 +45,12 @@ def fork_worker(birth: boot.Birth, *, close_in_child: Callable[[], None]) -> int
     return fork(lambda: boot.boot(birth), close_in_child=close_in_child)
 
 
-def _child(run: Callable[[], int], close_in_child: Callable[[], None], mask: set[signal.Signals]) -> None:
+def _child(
+    run: Callable[[], int], close_in_child: Callable[[], None], reset: Callable[[], None], mask: set[signal.Signals]
+) -> None:
     status: int = ExitCode.CRASH
     try:
-        reset_in_child()
+        reset()
         close_in_child()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status = run()

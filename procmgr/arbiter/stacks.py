@@ -78,7 +78,7 @@ class StackReader:
             self._tell(worker_id, Stacks("", "it is gone"))
             return
         before, dump.size = dump.size, os.fstat(member.stacks_fd).st_size
-        if dump.size and dump.size == before and not _is_dumping(member.pid):
+        if dump.size and dump.size == before and not _is_dumping(member):
             self._tell(worker_id, Stacks(_FORK.sub(r"\1", member.stacks()), ""))
         elif now >= dump.deadline:
             self._tell(worker_id, Stacks("", f"it did not answer within {PATIENCE_SECONDS:g} s"))
@@ -92,12 +92,15 @@ class StackReader:
 
 def _can_dump(member: Member) -> bool:
     """Tell whether the handler is in place; where /proc does not say, it is by the first beat."""
+    if member.pid is None:
+        return False
     masks = _masks(member.pid)
     return bool(masks["SigCgt"] & STACKS_BIT) if masks else bool(member.row[BEAT])
 
 
-def _is_dumping(pid: int) -> bool:
-    return any(mask & STACKS_BIT for name, mask in _masks(pid).items() if name != "SigCgt")
+def _is_dumping(member: Member) -> bool:
+    masks = {} if member.pid is None else _masks(member.pid)
+    return any(mask & STACKS_BIT for name, mask in masks.items() if name != "SigCgt")
 
 
 def _masks(pid: int) -> dict[str, int]:

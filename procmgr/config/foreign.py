@@ -20,7 +20,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(
             (
                 *("--reload", "--reload-dir", "--reload-include", "--reload-exclude", "--reload-delay"),
-                *("--reload-engine", "--reload-extra-file", "--preload", "--http2", "--http-protocols"),
+                *("--reload-engine", "--reload-extra-file", "--http2", "--http-protocols"),
                 *("--ws", "--ws-max-size", "--ws-max-queue", "--ws-ping-interval", "--ws-ping-timeout"),
                 *("--ws-per-message-deflate", "--proxy-headers", "--no-proxy-headers", "--forwarded-allow-ips"),
                 *("--ssl-keyfile", "--ssl-certfile", "--ssl-keyfile-password", "--ssl-version", "--ssl-cert-reqs"),

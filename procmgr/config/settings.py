@@ -102,6 +102,13 @@ class AppSettings:
         "The path under which a proxy has mounted the application (ASGI root_path).",
         uvicorn="root_path",
     )
+    preload: bool = setting(
+        False,
+        switch(),
+        _ROLL,
+        "Import the application once, in a process that the workers are forked from and share their memory with.",
+        gunicorn="preload_app",
+    )
     loop: LoopName = setting(
         "auto",
         choice(get_args(LoopName), {"iocp": _WINDOWS, "winloop": _WINDOWS, "proactor": _WINDOWS, "zuvloop": _ABSENT}),

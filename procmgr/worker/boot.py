@@ -95,25 +95,45 @@ def preimport(settings: Settings) -> None:
 
 
 def boot(birth: Birth) -> int:
-    """Run a worker to its end; returns its exit status. Called once, in the forked child."""
+    """Run a worker to its end; returns its exit status. Called once, in a child that the arbiter forked."""
+    leave_arbiter(birth.stacks_fd, birth.logs)
+    return until_end(lambda ending: _run(birth, ending), channel=birth.channel, setup=birth.logs)
+
+
+def hatch(birth: Birth, app: ASGIApp) -> int:
+    """Run a worker to its end with the `app` that its zygote imported; as `boot`, but in a child of the zygote.
+
+    The caller has waited until the arbiter adopted it.
+    """
     faulthandler.register(STACKS_SIGNAL, file=birth.stacks_fd, all_threads=True)
-    process.enlarge_signal_stack()
     birth.logs.after_fork()
+    return until_end(lambda ending: _serve(birth, ending, lambda: app), channel=birth.channel, setup=birth.logs)
+
+
+def leave_arbiter(stacks_fd: int, setup: LogSetup) -> None:
+    """Make a fork of the arbiter a process of its own, which dumps its stacks to `stacks_fd` when asked."""
+    faulthandler.register(STACKS_SIGNAL, file=stacks_fd, all_threads=True)
+    process.enlarge_signal_stack()
+    setup.after_fork()
     atexit._clear()  # noqa: SLF001 - what the arbiter registered is not ours to run
-    ending = _Ending(birth)
+
+
+def until_end(run: Callable[[Ending], int], *, channel: messages.Channel, setup: LogSetup) -> int:
+    """Return what `run` returns, or tell the arbiter why it cannot start and return the exit status that says so."""
+    ending = Ending(setup)
     status: int = ExitCode.CRASH
     try:
-        status = _run(birth, ending)
+        status = run(ending)
     except AppError as error:
-        status = _cannot_start(birth, error, error.detail)
+        status = _cannot_start(channel, error, error.detail)
     except ProcmgrError as error:
-        status = _cannot_start(birth, error, "")
+        status = _cannot_start(channel, error, "")
     finally:
         ending.run(status)
     return status
 
 
-class _Ending:
+class Ending:
     """What the interpreter does at its end and os._exit(2) would skip, bounded.
 
     In its order: the event loop, then threads, since that is where executors end their processes, then exit functions,
@@ -121,10 +141,10 @@ class _Ending:
     seconds), but not before it had `_END_SECONDS`, the process leaves without it.
     """
 
-    def __init__(self, birth: Birth) -> None:
+    def __init__(self, setup: LogSetup) -> None:
         self.until = 0.0
         self.stack = ExitStack()
-        self._birth = birth
+        self._logs = setup
         self.stack.callback(atexit._run_exitfuncs)  # noqa: SLF001 - there is no other way to run them
         self.stack.callback(threading._shutdown)  # type: ignore[attr-defined] # noqa: SLF001 - as multiprocessing does in its children
 
@@ -133,14 +153,14 @@ class _Ending:
 
         def leave(_signum: int, _frame: FrameType | None) -> None:
             log.warning("the application's tasks, threads or exit functions still run: leaving without them")
-            _flush_logs(self._birth.logs)
+            _flush_logs(self._logs)
             os._exit(status)
 
         signal.signal(signal.SIGALRM, leave)
         signal.setitimer(signal.ITIMER_REAL, max(_END_SECONDS, self.until - time.monotonic()))
         self.stack.close()
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _flush_logs(self._birth.logs)
+        _flush_logs(self._logs)
 
 
 def check(settings: Settings, privileges: Privileges | None, environ: Mapping[str, str], cwd: Path) -> int:
@@ -148,7 +168,7 @@ def check(settings: Settings, privileges: Privileges | None, environ: Mapping[st
     try:
         prepare(settings, privileges, environ, cwd)
         process.set_pdeathsig(signal.SIGKILL)  # who asked is gone: nobody waits for the answer
-        _load(settings)
+        load_app(settings)
     except AppError as error:
         detail = f"{error.detail.rstrip()}\n" if error.detail else ""
         sys.stderr.write(f"{detail}procmgr: error: {error}\n")
@@ -212,23 +232,24 @@ def _enter(directory: Path) -> None:
         raise ConfigError(f"cannot change to {directory}: {error.strerror}") from error
 
 
-def _load(settings: Settings) -> ASGIApp:
+def load_app(settings: Settings) -> ASGIApp:
+    """Import the application that `settings` name; raises `AppError`."""
     app = settings.app
     return load(app.app, app_dir=app.app_dir, factory=app.factory, interface=app.interface)
 
 
-def _run(birth: Birth, ending: _Ending) -> int:
-    identity = {
-        "PROCMGR_SLOT": str(birth.slot),
-        "PROCMGR_WORKER_ID": str(birth.worker_id),
-        "PROCMGR_GENERATION": str(birth.generation),
-    }
-    prepare(birth.settings, birth.privileges, {**birth.environ, **identity}, birth.cwd)
+def _run(birth: Birth, ending: Ending) -> int:
+    prepare(birth.settings, birth.privileges, birth.environ, birth.cwd)
+    return _serve(birth, ending, lambda: load_app(birth.settings))
+
+
+def _serve(birth: Birth, ending: Ending, find: Callable[[], ASGIApp]) -> int:
+    os.environ.update(_identity(birth))
     process.set_title(f"procmgr: worker {birth.slot}")
     process.set_pdeathsig(signal.SIGTERM)
     if os.getppid() != birth.arbiter_pid:
         return ExitCode.OK
-    app = _load(birth.settings)
+    app = find()
     os.register_at_fork(after_in_child=lambda: _leave_to_parent(birth))
     runner = ending.stack.enter_context(asyncio.Runner(loop_factory=_loop_factory(birth.settings.app.loop)))
     worker = _Worker(birth, app)
@@ -249,6 +270,14 @@ def _run_to_its_end(loop: asyncio.AbstractEventLoop, worker: _Worker) -> int:
     return task.result()
 
 
+def _identity(birth: Birth) -> dict[str, str]:
+    return {
+        "PROCMGR_SLOT": str(birth.slot),
+        "PROCMGR_WORKER_ID": str(birth.worker_id),
+        "PROCMGR_GENERATION": str(birth.generation),
+    }
+
+
 def _leave_to_parent(birth: Birth) -> None:
     """In a child of the worker (a process pool): hold neither the port nor the channel after the worker's death."""
     for listener in birth.listeners:
@@ -265,8 +294,8 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def _cannot_start(birth: Birth, error: ProcmgrError, detail: str) -> int:
-    birth.channel.send(messages.BootFailed(int(error.exit_code), str(error), detail))
+def _cannot_start(channel: messages.Channel, error: ProcmgrError, detail: str) -> int:
+    channel.send(messages.BootFailed(int(error.exit_code), str(error), detail))
     return error.exit_code
 
 

@@ -26,6 +26,7 @@ def policy_of(random, **changes):
         "graceful_timeout": 8.0,
         "kill_grace": 2.0,
         "backoff": BACKOFF,
+        "refork": random.random() < 0.5,
     }
     return Policy(**values | changes)
 

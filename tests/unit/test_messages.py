@@ -19,6 +19,10 @@ MESSAGES = st.one_of(
     st.builds(messages.RecycleDue, TEXT),
     st.builds(Drain, TEXT, st.floats(allow_nan=False, allow_infinity=False)),
     st.builds(Configure, TEXT),
+    st.builds(messages.Born, st.integers()),
+    st.just(messages.Imported()),
+    st.builds(messages.Fork, st.integers(), st.integers(), st.integers()),
+    st.builds(messages.ForkFailed, st.integers(), TEXT),
 )
 
 
@@ -139,3 +143,26 @@ def test_descriptors_beside_nonsense_are_closed(pair):
         other.receive()
     assert os.read(reader, 1) == b""  # end of file: no copy of the writing end is left
     os.close(reader)
+
+
+def test_the_last_words_of_a_peer_that_died_without_reading_are_received(pair):
+    one, other = pair
+    other.send(Ready())
+    other.send(BootFailed(3, "why", ""))
+    one.send(Configure("debug"))
+    other.close()
+    assert one.receive() == (Ready(), ())
+    assert one.receive() == (BootFailed(3, "why", ""), ())
+    with pytest.raises(ChannelClosed):
+        one.receive()
+
+
+def test_a_channel_that_is_shut_ends_for_both_after_what_was_sent(pair):
+    one, other = pair
+    other.send(Ready())
+    one.shut()
+    assert one.receive() == (Ready(), ())
+    for end in pair:
+        with pytest.raises(ChannelClosed):
+            end.receive()
+    assert not other.send(Ready())

@@ -52,7 +52,7 @@ def test_a_late_boot_gets_its_stacks_dumped_then_kill_and_counts_as_a_failure():
     drive = Drive(workers=1, boot_timeout=10.0, dump_grace=0.5)
     drive.now = 2.0
     drive.spawned(1)
-    drive.wait(9.9)
+    drive.wait(7.9)
     assert drive.out == []
     drive.wait(0.1)
     assert drive.of(actions.DumpStacks) == [actions.DumpStacks(1)]
@@ -64,6 +64,56 @@ def test_a_late_boot_gets_its_stacks_dumped_then_kill_and_counts_as_a_failure():
     died = drive.of(actions.WorkerDied)[0]
     assert (died.killed, died.failure, died.expected) == (KillReason.BOOT_TIMEOUT, BootFailure.TIMED_OUT, True)
     assert drive.view.failures == 1
+
+
+def test_what_a_fork_has_to_wait_for_counts_as_boot():
+    drive = Drive(workers=1, boot_timeout=10.0)
+    drive.wait(11)
+    assert drive.out == [], "nobody can be killed before there is a process"
+    drive.spawned(1)
+    assert drive.of(actions.DumpStacks) == [actions.DumpStacks(1)]
+    drive.wait(0.5)
+    assert drive.of(actions.Kill) == [actions.Kill(1, KillReason.BOOT_TIMEOUT)]
+
+
+def test_a_worker_whose_fork_waits_is_shown_as_starting():
+    drive = Drive(workers=2)
+    assert [(worker.state.value, worker.pid) for worker in drive.view.workers] == [("starting", None)] * 2
+
+
+FAILED_FORKS = {
+    BootFailure.REFUSED: 71,
+    BootFailure.NOT_FOUND: 4,
+    BootFailure.FAILED: 3,
+    BootFailure.TIMED_OUT: 3,
+}
+
+
+@pytest.mark.parametrize("failure", FAILED_FORKS)
+def test_the_reason_why_there_is_no_process_decides_the_exit_code(failure):
+    drive = Drive(workers=2, boot_attempts=1)
+    drive.send(events.SpawnFailed(1, "why", failure))
+    assert drive.of(actions.GaveUp) == [actions.GaveUp(1, failure)]
+    drive.send(events.SpawnFailed(2, "why", failure))
+    assert drive.of(actions.Finish) == [actions.Finish(FAILED_FORKS[failure])]
+
+
+def test_forks_that_fail_together_are_one_failure():
+    drive = Drive(workers=8, boot_attempts=3)
+    for worker_id in range(1, 9):
+        drive.send(events.SpawnFailed(worker_id, "why", BootFailure.FAILED))
+    assert drive.view.failures == 1
+    drive.wait(1)
+    assert drive.spawns() == [(9, 0, 1)], "one is tried"
+
+
+def test_a_fork_that_fails_for_the_new_code_rolls_the_reload_back():
+    drive = serving(2)
+    drive.reload()
+    drive.send(events.SpawnFailed(3, "why", BootFailure.NOT_FOUND))
+    ended = drive.of(actions.ReloadEnded)[0]
+    assert (ended.outcome, ended.failure) == (actions.ReloadOutcome.ROLLED_BACK, BootFailure.NOT_FOUND)
+    assert drive.ids("ready") == [1, 2]
 
 
 def test_ready_after_the_boot_deadline_does_not_save_a_worker():

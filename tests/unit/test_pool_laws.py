@@ -27,6 +27,7 @@ POLICIES = st.builds(
     kill_grace=st.sampled_from([0.5, 2.0]),
     dump_grace=st.sampled_from([0.0, 0.5]),
     boot_attempts=st.sampled_from([1, 3]),
+    refork=st.booleans(),
     backoff=st.builds(Backoff, first=st.just(0.5), cap=st.just(4.0), stable_after=st.sampled_from([1.0, 10.0])),
 )
 EXITS = st.sampled_from([Exit(code=0), Exit(code=1), Exit(code=3), Exit(code=4), Exit(signal=9), Exit(signal=15)])

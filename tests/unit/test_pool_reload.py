@@ -335,3 +335,75 @@ def test_a_mixed_pool_never_shares_a_slot_for_long():
         host.fault(process, "crash")
     host.run(100)
     assert sorted(worker.slot for worker in host.view().workers) == [0, 1, 2, 3]
+
+
+def test_while_the_fork_of_the_first_new_worker_waits_an_old_one_that_dies_is_replaced_by_its_own_generation():
+    drive = serving(2)
+    drive.reload()
+    assert drive.spawns() == [(3, 0, 2)]
+    drive.died(1, Exit(signal=9))
+    assert [spawn[2] for spawn in drive.spawns()] == [1]
+
+
+def half_rolled(**policy):
+    """A pool of two: the first new worker (3) is ready and an old one is gone for it, the second (4) starts."""
+    drive = serving(2, refork=True, **policy)
+    drive.reload()
+    drive.ready(3)
+    drive.died(next(iter(drive.ids("draining"))))
+    assert drive.ids("starting") == [4]
+    return drive
+
+
+def test_a_boot_that_fails_after_the_commit_rolls_back_if_the_old_generation_can_be_forked_again():
+    drive = half_rolled()
+    drive.spawned(4)
+    drive.died(4, Exit(code=3))
+    ended = drive.of(ReloadEnded)[0]
+    assert (ended.generation, ended.outcome) == (2, ReloadOutcome.ROLLED_BACK)
+    assert drive.view.generation == 1
+    assert len(drive.ids("ready")) == 2, "what is ready serves until it is replaced"
+    drive.wait(1)
+    assert {spawn[2] for spawn in drive.spawns()} == {1}
+    drive.ready(5)
+    assert [action.worker_id for action in drive.of(actions.Drain)] == [3], "the new code goes when the old is back"
+    assert {worker.generation for worker in drive.view.workers if worker.state.value == "ready"} == {1}
+
+
+def test_a_new_worker_that_dies_after_it_was_ready_is_tried_again_before_a_fallback():
+    drive = half_rolled(boot_attempts=2)
+    drive.died(3, Exit(signal=11))
+    assert drive.of(ReloadEnded) == []
+    drive.ready(4)
+    drive.died(4, Exit(signal=11))
+    assert drive.of(ReloadEnded) == []
+    drive.wait(60)
+    newest = drive.ids("starting")[0]
+    drive.ready(newest)
+    drive.died(newest, Exit(signal=11))
+    assert [ended.outcome for ended in drive.of(ReloadEnded)] == [ReloadOutcome.ROLLED_BACK]
+
+
+def test_a_fallback_restores_the_policy_and_keeps_what_was_scaled_by_hand():
+    drive = serving(2, refork=True, boot_timeout=20.0)
+    drive.reload(boot_timeout=5.0, refork=False)
+    drive.ready(3)
+    drive.send(events.ScaleBy(1))
+    drive.died(4, Exit(code=3))
+    assert drive.view.generation == 1
+    assert drive.view.desired == 3
+    drive.wait(1)
+    drive.spawned(drive.ids("starting")[0])
+    drive.wait(6)
+    assert drive.of(actions.DumpStacks) == [], "the old time-out holds again"
+
+
+def test_without_a_generation_that_can_be_forked_again_the_same_ends_as_partial():
+    drive = serving(2, boot_attempts=1)
+    drive.reload()
+    drive.ready(3)
+    drive.died(next(iter(drive.ids("draining"))))
+    drive.spawned(4)
+    drive.died(4, Exit(code=3))
+    assert [ended.outcome for ended in drive.of(ReloadEnded)] == [ReloadOutcome.PARTIAL]
+    assert drive.view.generation == 2

@@ -56,10 +56,11 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """The fork that a `Spawn` action asked for was refused by the operating system; there is no process."""
+    """The fork that a `Spawn` action asked for did not come about; there is no process."""
 
     worker_id: int
     reason: str
+    failure: BootFailure = BootFailure.REFUSED
 
 
 @dataclass(frozen=True, slots=True)

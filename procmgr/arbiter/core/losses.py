@@ -25,7 +25,7 @@ def judge_loss(state: State, worker: Worker) -> None:
     fresh = _pace(state, worker)
     roll = state.roll
     if fresh and roll and worker.generation == roll.generation:
-        set_back(state, roll, worker.failure)
+        set_back(state, roll, worker)
     _despair(state, worker.failure)
 
 

@@ -46,12 +46,11 @@ class Worker:
     worker_id: int
     slot: int
     generation: int
-    boot_timeout: float
+    boot_deadline: float
     born: float
     since: float
     pid: int | None = None
     phase: Phase = Phase.FORKING
-    boot_deadline: float = inf
     ready_at: float | None = None
     beat_at: float = inf
     recycling: bool = False
@@ -93,11 +92,10 @@ class Worker:
         self.since = now
 
     def fork(self, pid: int, now: float) -> None:
-        """Record the process; the boot deadline runs from here."""
+        """Record the process. Its boot deadline runs already: what its fork had to wait for is part of the boot."""
         self.pid = pid
         if self.phase is Phase.FORKING:
             self.born = now
-            self.boot_deadline = now + self.boot_timeout
             self.enter(Phase.STARTING, now)
 
     def serve(self, now: float) -> None:
@@ -205,6 +203,7 @@ class Roll:
     workers: int
     committed: bool = False
     setbacks: int = 0
+    fallback: Request | None = None
 
     @property
     def trials(self) -> int:

@@ -33,7 +33,10 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One immutable set of bounds for the pool. `beat_timeout` 0 switches the watch over the beat off."""
+    """One immutable set of bounds for the pool. `beat_timeout` 0 switches the watch over the beat off.
+
+    `refork` says that workers made under this policy can be made again from the same code, whatever is on disk by then.
+    """
 
     workers: int
     surge: int = 1
@@ -44,6 +47,7 @@ class Policy:
     kill_grace: float = 5.0
     dump_grace: float = 0.5
     boot_attempts: int = 3
+    refork: bool = False
     backoff: Backoff = Backoff()
 
     def __post_init__(self) -> None:

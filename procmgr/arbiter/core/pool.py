@@ -21,7 +21,8 @@ which event led to it, so overlapping wishes need no case of their own.
 Decided here:
 - `generation` is what replacements are made of: the newest one that is proven, i.e. whose roll was committed. During an
   uncommitted roll and after a rollback that is the old one; after a commit, and so after a partial reload, the new one.
-  Old workers kept by a partial or overtaken reload serve on, and are replaced as they leave.
+  Old workers kept by a partial or overtaken reload serve on, and are replaced as they leave. Only a generation that can
+  be forked again (`Policy.refork`) takes the place of a newer one that fails between its commit and the roll's end.
 - A reload may discard a boot under way once in `boot_timeout`; a later one waits as pending, and only the newest waits.
 - The deaths of workers that ran at the same time are one failure, for the back-off as for giving up.
 - The death of a worker that had served cuts a wait short; it neither ends nor lengthens the row of failures.

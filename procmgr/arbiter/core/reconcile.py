@@ -96,7 +96,7 @@ def _spawn(state: State, cohort: Cohort) -> None:
         worker_id=state.next_id,
         slot=slot_for(cohort, state.present()),
         generation=cohort.generation,
-        boot_timeout=policy.boot_timeout,
+        boot_deadline=state.now + policy.boot_timeout,
         born=state.now,
         since=state.now,
     )

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, assert_never
 
 from procmgr.arbiter.core import actions, events, reload
 from procmgr.arbiter.core.actions import DrainMode, KillReason
-from procmgr.arbiter.core.events import BootFailure
 from procmgr.arbiter.core.losses import enter_stop, judge_loss
 from procmgr.arbiter.core.policy import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from procmgr.arbiter.core.events import BootFailure
     from procmgr.arbiter.core.model import State, Worker
 
 
@@ -35,7 +35,7 @@ def _record_fact(state: State, worker: Worker, fact: events.Fact) -> None:
         case events.Spawned():
             _spawned(state, worker, fact.pid)
         case events.SpawnFailed():
-            _spawn_failed(state, worker)
+            _spawn_failed(state, worker, fact.failure)
         case events.Ready():
             _ready(state, worker)
         case events.BootFailed():
@@ -59,11 +59,11 @@ def _spawned(state: State, worker: Worker, pid: int) -> None:
         state.cancel(worker)
 
 
-def _spawn_failed(state: State, worker: Worker) -> None:
+def _spawn_failed(state: State, worker: Worker, failure: BootFailure) -> None:
     if worker.pid is not None:
         return
     del state.workers[worker.worker_id]
-    worker.failure = BootFailure.REFUSED
+    worker.failure = failure
     if worker.present:
         judge_loss(state, worker)
 

@@ -14,7 +14,7 @@ from procmgr.arbiter.core.policy import retarget
 
 if TYPE_CHECKING:
     from procmgr.arbiter.core.events import BootFailure
-    from procmgr.arbiter.core.model import State
+    from procmgr.arbiter.core.model import State, Worker
     from procmgr.arbiter.core.policy import Policy
 
 
@@ -32,6 +32,8 @@ def reconfigure(state: State, policy: Policy) -> None:
     if roll and not roll.committed:
         roll.workers = retarget(roll.workers, roll.policy, policy)
         roll.policy = policy
+    if roll and roll.fallback:
+        roll.fallback.policy = policy
     if state.pending:
         state.pending.policy = policy
     _adopt(state, policy, retarget(state.target, state.policy, policy))
@@ -100,18 +102,30 @@ def advance(state: State) -> bool:
 
 def _commit(state: State, roll: Roll) -> None:
     roll.committed = True
+    if state.ever_ready and state.policy.refork:
+        roll.fallback = Request(generation=state.generation, policy=state.policy)
     state.generation = roll.generation
     _adopt(state, roll.policy, roll.workers)
 
 
-def set_back(state: State, roll: Roll, failure: BootFailure | None) -> None:
+def set_back(state: State, roll: Roll, worker: Worker) -> None:
     """Answer the loss of a new worker: roll back while that is possible, else count up to partial."""
     if not roll.committed:
-        _end_roll(state, roll, ReloadOutcome.ROLLED_BACK, failure)
+        _end_roll(state, roll, ReloadOutcome.ROLLED_BACK, worker.failure)
         return
     roll.setbacks += 1
-    if state.ever_ready and roll.setbacks >= state.policy.boot_attempts:
-        _end_roll(state, roll, ReloadOutcome.PARTIAL, failure)
+    exhausted = state.ever_ready and roll.setbacks >= state.policy.boot_attempts
+    if roll.fallback and (exhausted or worker.ready_at is None):
+        _fall_back(state, roll.fallback)
+        _end_roll(state, roll, ReloadOutcome.ROLLED_BACK, worker.failure)
+    elif exhausted:
+        _end_roll(state, roll, ReloadOutcome.PARTIAL, worker.failure)
+
+
+def _fall_back(state: State, fallback: Request) -> None:
+    """Make the pool of the old generation again; what is ready of the new one is replaced like any other stray."""
+    state.generation = fallback.generation
+    _adopt(state, fallback.policy, retarget(state.target, state.policy, fallback.policy))
 
 
 def end_all(state: State) -> None:
