@@ -179,7 +179,7 @@ def _strip(report: traceback.TracebackException) -> None:
 
 
 def _no_module(wanted: str, missing: str, directory: str) -> str:
-    summary = f"no module named {missing!r} (searched {directory} and Python's path)"
+    summary = f"no module named {missing!r} (searched {directory}, which is --app-dir, and Python's path)"
     relative = Path(*missing.split("."))
     for child in _subdirectories(directory):
         if (child / relative).with_suffix(".py").is_file() or (child / relative / "__init__.py").is_file():

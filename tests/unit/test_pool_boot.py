@@ -209,13 +209,18 @@ def test_a_worker_that_had_served_is_replaced_at_once_in_its_slot():
     assert (died.expected, died.was_ready, died.age_seconds, died.slot) == (False, True, 60.0, 1)
 
 
-def test_a_worker_that_dies_soon_after_ready_is_replaced_with_back_off():
+def test_the_first_worker_that_dies_soon_after_ready_is_replaced_at_once_the_next_with_back_off():
     drive = Drive(workers=1)
     drive.ready(1)
     drive.wait(9.9)
     drive.died(1, KILLED)
+    assert drive.spawns() == [(2, 0, 1)]
+    assert drive.of(actions.BackingOff) == []
+    drive.ready(2)
+    drive.wait(9.9)
+    drive.died(2, KILLED)
     assert drive.spawns() == []
-    assert drive.of(actions.BackingOff) == [actions.BackingOff(pytest.approx(0.5), 1)]
+    assert drive.of(actions.BackingOff) == [actions.BackingOff(pytest.approx(1.0), 2)]
 
 
 def test_exit_zero_of_a_serving_worker_is_a_death_like_any_other():
@@ -314,9 +319,9 @@ def test_once_something_was_ready_the_pool_never_gives_up():
     drive.ready(1)
     drive.died(1, KILLED)
     for worker_id in range(2, 9):
-        drive.wait(40)
         assert drive.spawns() == [(worker_id, 0, 1)]
         drive.died(worker_id, Exit(code=4))
+        drive.wait(40)
     assert drive.view.stop is None
 
 

@@ -144,8 +144,11 @@ def test_an_application_that_ends_itself_at_once_is_paced():
     drive = Drive(workers=1)
     drive.ready(1)
     drive.send(events.DrainBegun(1))
+    assert drive.spawns() == [(2, 0, 1)], "an operator may have sent it TERM"
+    drive.ready(2)
+    drive.send(events.DrainBegun(2))
     assert drive.spawns() == []
-    assert drive.of(actions.BackingOff) == [actions.BackingOff(0.5, 1)]
+    assert drive.of(actions.BackingOff) == [actions.BackingOff(1.0, 2)]
 
 
 def test_a_clock_jump_kills_nobody_and_leaves_every_deadline_its_rest():

@@ -221,10 +221,11 @@ def test_a_reload_in_a_crash_loop_tries_the_new_code_at_once_and_alone():
     drive.ready(1, 2)
     for worker_id in (1, 2):
         drive.died(worker_id, FAILED)
+    drive.died(3, FAILED)
     assert drive.view.backoff_until
     drive.reload()
-    assert drive.spawns() == [(3, 0, 2)]
-    assert drive.view.failures == 1
+    assert drive.spawns() == [(4, 0, 2)]
+    assert drive.view.failures == 2
 
 
 def test_a_changed_number_of_workers_applies_at_the_commit_and_not_after_a_rollback():

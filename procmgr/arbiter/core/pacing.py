@@ -2,7 +2,8 @@
 
 A *round* is what boots between two waits. The first young death of a round lengthens the row and starts a wait; the
 deaths of workers that were spawned before it belong to the same round and add nothing, or eight workers that fail
-together would reach the cap at once. While there is a row, one worker boots at a time. The row ends when a worker that
+together would reach the cap at once. A row that begins with a worker which was ready begins without a wait: somebody
+may have killed it, or told it to go. While there is a row, one worker boots at a time. The row ends when a worker that
 was spawned after the last counted death has served for `stable_after`.
 """
 
@@ -37,7 +38,10 @@ class Pacer:
         if not self.on_trial(worker):
             return False
         self.failures += 1
-        self.delay = backoff.delay(self.failures, chance)
+        if self.failures == 1 and worker.ready_at is not None:
+            self.delay = 0.0
+        else:
+            self.delay = backoff.delay(self.failures, chance)
         self.until = now + self.delay
         self.announced = False
         self._round = next_id

@@ -26,6 +26,7 @@ Decided here:
 - A reload may discard a boot under way once in `boot_timeout`; a later one waits as pending, and only the newest waits.
 - The deaths of workers that ran at the same time are one failure, for the back-off as for giving up.
 - The death of a worker that had served cuts a wait short; it neither ends nor lengthens the row of failures.
+- A young death that begins a row is answered at once if the worker was ready: somebody may have killed it.
 - A stop reaches workers that are retiring already, since STOP lets idle connections go at once; their deadline is never
   put off by it.
 - A worker that is given up (late boot, old beat, stopped process) stays so, whatever it says afterwards.
