@@ -59,7 +59,7 @@ class Wire(Protocol):
     def encode_fields(self, headers: Any) -> Fields:  # noqa: ANN401 - unchecked, as the application sent them
         """Check and render the application's headers; raises `TypeError` or `ValueError`."""
 
-    def respond(self, cycle: Cycle, body: bytes, *, more: bool) -> None:
+    def respond(self, cycle: Cycle, body: bytes, more: bool) -> None:  # noqa: FBT001 - hot path
         """Write the head and the first part of the body."""
 
     def write_body(self, body: bytes, *, more: bool) -> None:
@@ -113,7 +113,7 @@ class Cycle:
     close: bool
     status: int
 
-    def __init__(self, wire: Wire, request: Request, *, body_ended: bool) -> None:
+    def __init__(self, wire: Wire, request: Request, body_ended: bool) -> None:  # noqa: FBT001 - hot path
         self._wire = wire
         self.request = request
         self.state = WAITING
@@ -207,7 +207,7 @@ class Cycle:
             self._account(len(body), more)
         if self.state == HELD:
             self.state = SENT
-            self._wire.respond(self, body, more=more)
+            self._wire.respond(self, body, more)
         elif not self.bodyless and (body or not more):
             self._wire.write_body(body, more=more)
         if not more:

@@ -22,6 +22,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, Row
+from procmgr.worker.protocols.scope import common_scope
 
 if TYPE_CHECKING:
     import asyncio
@@ -114,7 +115,7 @@ class Context:
         "response_fields",
         "root_path",
         "row",
-        "scheme",
+        "scope",
         "served",
         "state",
         "tasks",
@@ -148,7 +149,7 @@ class Context:
         self.access = access
         self.state = state
         self.root_path = root_path
-        self.scheme = scheme
+        self.scope = common_scope(scheme, root_path)
         self.limits = limits or Limits()
         self.keep_alive = keep_alive
         self.max_requests = max_requests

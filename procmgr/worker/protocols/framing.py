@@ -17,7 +17,7 @@ Headers = list[tuple[bytes, bytes]]
 
 _TCHAR: Final = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _LINE: Final = re.compile(rb"([" + _TCHAR + rb"]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
-_COMMON: Final = re.compile(rb"([" + _TCHAR + rb"]+) ((/[!-\"$->@-~]*)(?:\?([!-\"$-~]*))?) HTTP/(1\.[01])\r\n")
+_VERSIONS: Final = {b"HTTP/1.1": b"1.1", b"HTTP/1.0": b"1.0"}
 _TOKEN_START: Final = re.compile(rb"[" + _TCHAR + rb"]")
 _FORBIDDEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _FIELDS: Final = re.compile(rb"(?:[" + _TCHAR + rb"]+:[\t \x21-\x7e\x80-\xff]*\r\n)*\r\n")
@@ -27,12 +27,15 @@ _HOST: Final = re.compile(
 )  # RFC 3986 section 3.2.2
 _CODINGS: Final = re.compile(rb"[ \t]*(?:[" + _TCHAR + rb"]+[ \t]*,[ \t]*)*chunked[ \t]*", re.IGNORECASE)
 
-METHODS: Final = frozenset(
-    b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS "
-    b"PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND UNLINK UNLOCK "
-    b"UNSUBSCRIBE".split()
-)
-"""Methods that both parsers know; any other well-formed one is answered with 501 (RFC 9110 section 9.1)."""
+METHODS: Final = {
+    name.encode(): name
+    for name in (
+        "ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS "
+        "PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND UNLINK UNLOCK "
+        "UNSUBSCRIBE"
+    ).split()
+}
+"""Methods that both parsers know, as text; any other well-formed one is answered with 501 (RFC 9110 section 9.1)."""
 
 FORBIDDEN_TRAILERS: Final = frozenset(
     b"authorization content-encoding content-length content-range content-type cookie expect host max-forwards "
@@ -41,7 +44,8 @@ FORBIDDEN_TRAILERS: Final = frozenset(
 """Fields that frame, route or authenticate must not come after the body (RFC 9110 section 6.5.1)."""
 
 _SINGLE: Final = frozenset(b"host content-length content-type expect".split())
-_SPECIAL: Final = _SINGLE | {b"connection", b"transfer-encoding"}
+_SPECIAL: Final = _SINGLE | {b"connection", b"transfer-encoding", b"upgrade"}
+_PLAIN: Final = frozenset((b"host", b"content-type", b"connection"))
 _SLASH: Final = ord("/")
 _MAX_LENGTH_DIGITS: Final = 18
 _KNOWN_HOSTS: Final = 1024
@@ -60,7 +64,11 @@ class Refused(Exception):  # noqa: N818 - a decision about the peer's request, n
 
 
 class Request:
-    """What one request line and its fields say. `version` is b"1.1" or b"1.0", `path` and `query` are raw bytes."""
+    """What one request line and its fields say. `version` is b"1.1" or b"1.0", `path` and `query` are raw bytes.
+
+    `text` is the path as text, still percent-encoded. The fields are `plain` if they tell of nothing that comes after
+    the head: no body, no expectation, no other protocol.
+    """
 
     __slots__ = (
         "chunked",
@@ -71,8 +79,10 @@ class Request:
         "keep_alive",
         "method",
         "path",
+        "plain",
         "query",
         "target",
+        "text",
         "version",
     )
 
@@ -80,6 +90,7 @@ class Request:
     target: bytes
     version: bytes
     path: bytes
+    text: str
     query: bytes
     headers: Headers
     head: bytes
@@ -87,6 +98,7 @@ class Request:
     chunked: bool
     keep_alive: bool
     expect: bool
+    plain: bool
 
 
 class Codec(Protocol):
@@ -104,21 +116,48 @@ class Codec(Protocol):
 
 def read_line(head: bytes, limit: int) -> Request:
     """Return a request with its line read (section 3), of at most `limit` bytes. Raises `Refused`."""
-    match = _COMMON.match(head)
-    if match is None:
-        return _read_uncommon_line(head, limit)
-    if match.end() > limit + 2:
-        raise Refused(414, "request line too long")
-    request = Request()
+    request = read_usual_line(head[: head.find(b"\r\n")], limit)
+    if request is None:
+        return _read_unusual_line(head, limit)
     request.head = head
-    request.method, request.target, request.path, query, request.version = match.groups()
-    request.query = query or b""
-    if request.method not in METHODS:
-        raise Refused(501, "method not implemented")
     return request
 
 
-def _read_uncommon_line(head: bytes, limit: int) -> Request:
+def read_usual_line(line: bytes, limit: int) -> Request | None:
+    """Return a request with its `line`, without CR LF, read; None if it is no `origin-form` (section 3.2.1) or wrong."""
+    try:
+        method, target, version = line.split(b" ")
+        usual = target[0] == _SLASH and target.isascii() and len(line) <= limit
+    except (ValueError, IndexError):
+        return None
+    if not usual or method not in METHODS or version not in _VERSIONS:
+        return None
+    text = target.decode()
+    if not text.isprintable() or "#" in text:
+        return None
+    request = Request()
+    request.method = method
+    request.target = target
+    request.version = _VERSIONS[version]
+    if "?" in text:
+        request.path, _, request.query = target.partition(b"?")
+        request.text = request.path.decode()
+    else:
+        request.path = target
+        request.query = b""
+        request.text = text
+    return request
+
+
+def read_same_fields(request: Request, known: Request) -> None:
+    """Let a request have the fields of another, which were `plain`."""
+    request.headers = known.headers
+    request.content_length = None
+    request.chunked = request.expect = False
+    request.keep_alive = known.keep_alive
+
+
+def _read_unusual_line(head: bytes, limit: int) -> Request:
     """Read what is no `origin-form` or not quite HTTP/1.1, and find the reason why a line is refused."""
     if len(head) > limit and head.find(b"\r\n", 0, limit + 2) < 0:
         raise Refused(414, "request line too long")
@@ -145,6 +184,7 @@ def _read_uncommon_line(head: bytes, limit: int) -> Request:
         request.path = request.path or b"/"
     else:
         raise Refused(400, "malformed request target")
+    request.text = request.path.decode()
     return request
 
 
@@ -164,6 +204,7 @@ def read_fields(request: Request, headers: Headers, hosts: set[bytes]) -> None:
     request.chunked = request.expect = False
     _judge_host(request, special.get(b"host"), hosts)
     request.keep_alive = request.version == b"1.1"
+    request.plain = special.keys() <= _PLAIN
     if len(special) > 1 or b"host" not in special:
         _judge_framing(request, special.get(b"content-length"), special.get(b"transfer-encoding"))
         if b"connection" in special:

@@ -12,8 +12,11 @@ starts from the loop, never from within the application's last `send()`, and an 
 returned.
 
 A head is handed to the codec whole. The common case, one whole request without a body in one segment, takes no copy and
-no buffer; everything else goes through `_pending`. A client that repeats itself byte for byte, as pollers and health
-checks do, is parsed once: the same bytes are the same request, and a parser need not see a head without a body.
+no buffer; everything else goes through `_pending`.
+
+A client mostly repeats its fields, whatever it asks for. So a connection remembers the bytes after its last request
+line, up to 2 KiB, and what they were found to say: if they come again, only the line is read. That holds for `plain`
+fields alone, whose meaning ends with the head, so that the parser misses nothing it would have to know.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from procmgr.worker.protocols.framing import (
     classify,
     read_fields,
     read_line,
+    read_same_fields,
+    read_usual_line,
 )
 from procmgr.worker.protocols.response import STATUS_LINES, Fields, encode_fields, error_response
 from procmgr.worker.protocols.scope import http_scope
@@ -46,10 +51,11 @@ if TYPE_CHECKING:
     from procmgr.worker.protocols.framing import Codec
 
 _OPEN: Final = Phase.OPEN
-_CR: Final = 13
+_CR: Final = ord("\r")
+_SLASH: Final = ord("/")
 _EXCERPT: Final = 120
-_REMEMBERED: Final = 1024
-"""Up to this size a connection remembers the head of its last request."""
+_REMEMBERED: Final = 2048
+"""Up to this size a connection remembers the fields of its last request."""
 _COPY: Final = 16 * 1024
 """Up to this size a body is copied behind its head into one buffer; a larger one goes beside it in one writev(2)."""
 
@@ -64,8 +70,8 @@ class Http1Connection(Connection):
         "_chunked",
         "_codec",
         "_keep",
-        "_last_head",
-        "_last_request",
+        "_known",
+        "_known_fields",
         "_pending",
         "_scanned",
         "cycle",
@@ -82,8 +88,8 @@ class Http1Connection(Connection):
         self._keep = True
         self._chunked = False
         self._access_prefix = b""
-        self._last_head = b""
-        self._last_request: Request
+        self._known_fields = b""
+        self._known: Request
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
@@ -91,16 +97,26 @@ class Http1Connection(Connection):
         """Take bytes from the socket."""
         if self.phase is not _OPEN:
             return  # lingering: read and thrown away
-        if self.cycle is None:
-            if not self._pending and data[0] != _CR and data.find(END) == len(data) - 4:
-                cycle = self._open(data)
-                if cycle is not None:
-                    self._start(cycle)
-            else:
-                self._pending += data
-                self._advance()
-        elif self._body_open:
-            self._feed(self.cycle, data)
+        if self.cycle is not None:
+            self._received_early(self.cycle, data)
+        elif self._pending:
+            self._pending += data
+            self._advance()
+        elif (request := self._repeated(data)) is not None:
+            self.cycle = cycle = Cycle(self, request, True)
+            self._start(cycle)
+        elif data[0] != _CR and data.find(END) == len(data) - 4:
+            opened = self._open(data)
+            if opened is not None:
+                self._start(opened)
+        else:
+            self._pending += data
+            self._advance()
+
+    def _received_early(self, cycle: Cycle, data: bytes) -> None:
+        """Take bytes that arrived while a request is in progress."""
+        if self._body_open:
+            self._feed(cycle, data)
         else:
             self._pending += data
             if len(self._pending) > self.context.limits.pipelined:
@@ -192,23 +208,29 @@ class Http1Connection(Connection):
 
     def _open(self, head: bytes) -> Cycle | None:
         """Parse a head; return its cycle, or None if it was refused."""
-        if head == self._last_head:
-            request = self._last_request
-        else:
-            try:
-                request = self._parse(head)
-            except Refused as refusal:
-                self._refuse(refusal, head[:_EXCERPT], head_only=head.startswith(b"HEAD "))
-                return None
-        self._chunked = False
+        try:
+            request = self._repeated(head) or self._parse(head)
+        except Refused as refusal:
+            self._refuse(refusal, head[:_EXCERPT], head_only=head.startswith(b"HEAD "))
+            return None
         self._body_open = body_open = request.chunked or bool(request.content_length)
         if body_open:
             self._body_left = request.content_length or 0
             self._codec.begin_body(request)
-        elif len(head) <= _REMEMBERED:
-            self._last_head, self._last_request = head, request
-        self.cycle = cycle = Cycle(self, request, body_ended=not body_open)
+        self.cycle = cycle = Cycle(self, request, not body_open)
         return cycle
+
+    def _repeated(self, head: bytes) -> Request | None:
+        """Return the request in a head that differs from the last one in its line at most, else None."""
+        fields = self._known_fields
+        if not fields or not head.endswith(fields):
+            return None
+        # The line is whole, so what follows it is all of `fields` and nothing else.
+        request = read_usual_line(head[: -len(fields)], self.context.limits.request_line)
+        if request is None or request.version != b"1.1":
+            return None
+        read_same_fields(request, self._known)
+        return request
 
     def _parse(self, head: bytes) -> Request:
         """Return the request in a head. Raises `Refused`."""
@@ -223,7 +245,17 @@ class Http1Connection(Connection):
         if len(headers) > limits.fields:
             raise Refused(431, "too many header fields")
         read_fields(request, headers, context.hosts)
+        self._remember(request, head)
         return request
+
+    def _remember(self, request: Request, head: bytes) -> None:
+        """Remember the fields of a head, so that they are not parsed again."""
+        fields = b""
+        if request.plain and request.version == b"1.1" and request.target[0] == _SLASH:
+            start = head.find(b"\r\n")
+            if len(head) - start <= _REMEMBERED:
+                fields = head[start:]
+        self._known_fields, self._known = fields, request
 
     def _feed(self, cycle: Cycle, data: bytes) -> None:
         """Take bytes that begin inside the body."""
@@ -273,7 +305,7 @@ class Http1Connection(Connection):
         """Check and render the application's headers; raises `TypeError` or `ValueError`."""
         return encode_fields(headers, self.context.response_fields)
 
-    def respond(self, cycle: Cycle, body: bytes, *, more: bool) -> None:
+    def respond(self, cycle: Cycle, body: bytes, more: bool) -> None:
         """Write the head and the first part of the body."""
         request = cycle.request
         length_line: bytes | None
@@ -362,13 +394,15 @@ class Http1Connection(Connection):
         """Wait for the next request, or begin it if it is there."""
         context = self.context
         self.cycle = None
+        self._chunked = False
         self.idle_since = context.now
         if self._pending:
             context.loop.call_soon(self._advance)
         elif self.eof:
             self.close()
         else:
-            self.resume_reading()
+            if not self.reading:
+                self.resume_reading()
             if context.draining is not None:
                 self.open_window()
 

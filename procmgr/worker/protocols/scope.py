@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
+
+from procmgr.worker.protocols.framing import METHODS
 
 if TYPE_CHECKING:
     from procmgr.worker.protocols.base import Address
@@ -11,29 +13,34 @@ if TYPE_CHECKING:
     from procmgr.worker.protocols.framing import Request
 
 
+_ASGI: Final = {"version": "3.0", "spec_version": "2.5"}
+
+
+def common_scope(scheme: str, root_path: str) -> dict[str, Any]:
+    """Return what the scopes of all requests of a worker have in common; to copy it is cheaper than to build it."""
+    return {"type": "http", "http_version": "1.1", "scheme": scheme, "root_path": root_path}
+
+
 def http_scope(context: Context, request: Request, client: Address | None, server: Address | None) -> Scope:
     """Return the scope of one request, nothing in it shared with another but the state's values."""
     raw_path = request.path
-    path = raw_path.decode("ascii")
+    path = request.text
     if "%" in path:
         path = unquote(path)  # what is not UTF-8 becomes U+FFFD
     root_path = context.root_path
     if root_path:
         path, raw_path = root_path + path, root_path.encode() + raw_path
-    scope: Scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.5"},
-        "http_version": "1.1" if request.version == b"1.1" else "1.0",
-        "server": server,
-        "client": client,
-        "scheme": context.scheme,
-        "method": request.method.decode("ascii"),
-        "root_path": root_path,
-        "path": path,
-        "raw_path": raw_path,
-        "query_string": request.query,
-        "headers": request.headers.copy(),
-    }
+    scope = context.scope.copy()
+    scope["asgi"] = _ASGI.copy()
+    scope["server"] = server
+    scope["client"] = client
+    scope["method"] = METHODS[request.method]
+    scope["path"] = path
+    scope["raw_path"] = raw_path
+    scope["query_string"] = request.query
+    scope["headers"] = request.headers.copy()
+    if request.version != b"1.1":
+        scope["http_version"] = "1.0"
     if context.state is not None:
         scope["state"] = context.state.copy()
     return scope
