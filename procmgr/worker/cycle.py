@@ -21,7 +21,7 @@ rely on it.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from procmgr.errors import ClientDisconnected
 from procmgr.scoreboard import APP_ERRORS
@@ -30,7 +30,7 @@ from procmgr.worker.protocols.base import Waiters
 if TYPE_CHECKING:
     from procmgr.worker.protocols.context import App, Context, Message, Scope
     from procmgr.worker.protocols.framing import Request
-    from procmgr.worker.protocols.response import Fields
+    from procmgr.worker.protocols.response import FieldEncoder, Fields
 
 WAITING: Final = 0
 HELD: Final = 1
@@ -44,20 +44,17 @@ _DUE: Final = (
 )
 _RETURNED: Final = ("without a response", "without a body for its response", "in the middle of its response")
 _EXCERPT: Final = 200
-_UNKNOWN_LENGTH: Final = -1
 
 
 class Wire(Protocol):
     """What a cycle needs of the connection below it."""
 
     context: Context
+    fields: FieldEncoder
     write_paused: bool
 
     async def drain_writes(self) -> None:
         """Wait until the transport takes more, or is gone."""
-
-    def encode_fields(self, headers: Any) -> Fields:  # noqa: ANN401 - unchecked, as the application sent them
-        """Check and render the application's headers; raises `TypeError` or `ValueError`."""
 
     def respond(self, cycle: Cycle, body: bytes, more: bool) -> None:  # noqa: FBT001 - hot path
         """Write the head and the first part of the body."""
@@ -93,13 +90,10 @@ class Cycle:
         "_readers",
         "_told",
         "_wire",
-        "block",
         "body_ended",
         "bodyless",
-        "close",
         "ended",
-        "lacks",
-        "length_line",
+        "fields",
         "lost",
         "request",
         "state",
@@ -107,23 +101,21 @@ class Cycle:
         "task",
     )
 
-    block: bytes
-    length_line: bytes
-    lacks: int
-    close: bool
+    fields: Fields
     status: int
+    _left: int
 
-    def __init__(self, wire: Wire, request: Request, body_ended: bool) -> None:  # noqa: FBT001 - hot path
+    def __init__(self, wire: Wire, request: Request) -> None:
+        """Begin without a body; the wire sets `body_ended` to False if there is one."""
         self._wire = wire
         self.request = request
         self.state = WAITING
-        self.body_ended = body_ended
+        self.body_ended = True
         self.bodyless = request.method == b"HEAD"
         self.ended = self.lost = self._delivered = self._told = self._late = False
         self.task: asyncio.Task[None] | None = None
         self._expect = request.expect
         self._buffer: bytes | bytearray = b""
-        self._left = _UNKNOWN_LENGTH
         self._readers: Waiters | None = None
 
     async def run(self, app: App, scope: Scope) -> None:
@@ -181,7 +173,7 @@ class Cycle:
         elif self.lost:
             raise ClientDisconnected("the client is gone")
         elif kind == "http.response.body" and state != WAITING:
-            self._send_body(message.get("body", b""), bool(message.get("more_body", False)))
+            self._send_body(message.get("body", b""), bool(message.get("more_body")))
         elif kind == "http.response.start" and state == WAITING:
             self._send_start(message)
         else:
@@ -191,8 +183,8 @@ class Cycle:
         status = message["status"]
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise ValueError(f"status must be an integer from 200 to 599, not {_cut(status)}")
-        fields = self._wire.encode_fields(message.get("headers", ()))
-        self.block, self._left, self.length_line, self.lacks, self.close = fields
+        self.fields = fields = self._wire.fields.encode(message.get("headers", ()))
+        self._left = fields[1]
         self.status = status
         if status in (204, 304):  # RFC 9110 sections 15.3.5 and 15.4.5
             self.bodyless = True
@@ -204,7 +196,10 @@ class Cycle:
                 raise TypeError(f"body must be bytes, not {type(body).__name__}")
             body = bytes(body)
         if self._left >= 0 and not self.bodyless:
-            self._account(len(body), more)
+            left = self._left - len(body)
+            if left < 0 or (left and not more):
+                self._misfit(left)
+            self._left = left
         if self.state == HELD:
             self.state = SENT
             self._wire.respond(self, body, more)
@@ -216,14 +211,10 @@ class Cycle:
                 self._readers.wake()
             self._wire.completed(self)
 
-    def _account(self, size: int, more: bool) -> None:  # noqa: FBT001 - hot path
-        """Hold the body against Content-Length, RFC 9110 section 8.6."""
-        left = self._left - size
-        if left < 0:
-            raise RuntimeError(f"{-left} bytes more of body than content-length says")
-        if left and not more:
-            raise RuntimeError(f"{left} bytes less of body than content-length says")
-        self._left = left
+    @staticmethod
+    def _misfit(left: int) -> NoReturn:
+        """Refuse a body that is not as long as Content-Length says (RFC 9110 section 8.6)."""
+        raise RuntimeError(f"{abs(left)} bytes {'more' if left < 0 else 'less'} of body than content-length says")
 
     def _ignore(self, kind: object) -> None:
         if not self._late:

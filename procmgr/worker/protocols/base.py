@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
         "client",
         "context",
         "eof",
+        "fields",
         "idle_since",
         "phase",
         "reading",
@@ -87,6 +88,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self.fields = context.response_fields
         self.phase = Phase.OPEN
         self.eof = False
         self.reading = True

@@ -21,7 +21,8 @@ from enum import Enum
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, Row
+from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, STATUS_1XX, Row
+from procmgr.worker.protocols.response import FieldEncoder
 from procmgr.worker.protocols.scope import common_scope
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_STATUS: Final = STATUS_1XX - 1
 WINDOW: Final = 0.2
 """Seconds in which an idle connection may still send a request when the service stops."""
 
@@ -165,7 +167,7 @@ class Context:
         self.aborting = False
         self.overload_logged = 0.0
         self.hosts: set[bytes] = set()
-        self.response_fields: dict[tuple[bytes, bytes], tuple[bytes, int]] = {}
+        self.response_fields = FieldEncoder()
         self.head: tuple[bytes, ...] = ()
         self._drained: asyncio.Future[None] | None = None
         self._buckets: dict[int, set[Member]] = {}
@@ -265,10 +267,12 @@ class Context:
 
     # -- accounts ------------------------------------------------------------------------------------------------
 
-    def count_request(self) -> None:
+    def count_request(self, status: int) -> None:
         """Count a request whose response ended; the one that reaches the limit calls `on_request_limit`, once."""
         self.served = served = self.served + 1
-        self.row[REQUESTS] = served
+        row = self.row
+        row[REQUESTS] = served
+        row[_STATUS + status // 100] += 1
         if served == self.max_requests and self._on_request_limit is not None:
             self._on_request_limit()
 

@@ -28,11 +28,11 @@ _HOST: Final = re.compile(
 _CODINGS: Final = re.compile(rb"[ \t]*(?:[" + _TCHAR + rb"]+[ \t]*,[ \t]*)*chunked[ \t]*", re.IGNORECASE)
 
 METHODS: Final = {
-    name.encode(): name
+    name: name.decode()
     for name in (
-        "ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS "
-        "PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND UNLINK UNLOCK "
-        "UNSUBSCRIBE"
+        b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY "
+        b"OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND "
+        b"UNLINK UNLOCK UNSUBSCRIBE"
     ).split()
 }
 """Methods that both parsers know, as text; any other well-formed one is answered with 501 (RFC 9110 section 9.1)."""
@@ -124,7 +124,7 @@ def read_line(head: bytes, limit: int) -> Request:
 
 
 def read_usual_line(line: bytes, limit: int) -> Request | None:
-    """Return a request with its `line`, without CR LF, read; None if it is no `origin-form` (section 3.2.1) or wrong."""
+    """Return a request with its `line` read, if it is all right and in origin-form (section 3.2.1), else None."""
     try:
         method, target, version = line.split(b" ")
         usual = target[0] == _SLASH and target.isascii() and len(line) <= limit

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from procmgr.scoreboard import STATUS_1XX
 from procmgr.worker.access import client_text
@@ -41,7 +41,7 @@ from procmgr.worker.protocols.framing import (
     read_same_fields,
     read_usual_line,
 )
-from procmgr.worker.protocols.response import STATUS_LINES, Fields, encode_fields, error_response
+from procmgr.worker.protocols.response import STATUS_LINES, error_response
 from procmgr.worker.protocols.scope import http_scope
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ _OPEN: Final = Phase.OPEN
 _CR: Final = ord("\r")
 _SLASH: Final = ord("/")
 _EXCERPT: Final = 120
+_TASK_NAME: Final = "request"  # to make up a name costs more than any other part of making a task, before 3.12
 _REMEMBERED: Final = 2048
 """Up to this size a connection remembers the fields of its last request."""
 _COPY: Final = 16 * 1024
@@ -103,7 +104,7 @@ class Http1Connection(Connection):
             self._pending += data
             self._advance()
         elif (request := self._repeated(data)) is not None:
-            self.cycle = cycle = Cycle(self, request, True)
+            self.cycle = cycle = Cycle(self, request)
             self._start(cycle)
         elif data[0] != _CR and data.find(END) == len(data) - 4:
             opened = self._open(data)
@@ -217,7 +218,8 @@ class Http1Connection(Connection):
         if body_open:
             self._body_left = request.content_length or 0
             self._codec.begin_body(request)
-        self.cycle = cycle = Cycle(self, request, not body_open)
+        self.cycle = cycle = Cycle(self, request)
+        cycle.body_ended = not body_open
         return cycle
 
     def _repeated(self, head: bytes) -> Request | None:
@@ -295,42 +297,37 @@ class Http1Connection(Connection):
             if task.done():
                 return
         else:
-            task = context.loop.create_task(coroutine, context=variables)
+            task = asyncio.Task(coroutine, loop=context.loop, context=variables, name=_TASK_NAME)
         cycle.task = task
         context.tasks.add(task)
 
     # -- responses -----------------------------------------------------------------------------------------------
 
-    def encode_fields(self, headers: Any) -> Fields:  # noqa: ANN401 - unchecked, as the application sent them
-        """Check and render the application's headers; raises `TypeError` or `ValueError`."""
-        return encode_fields(headers, self.context.response_fields)
-
-    def respond(self, cycle: Cycle, body: bytes, more: bool) -> None:
+    def respond(self, cycle: Cycle, body: bytes, more: bool) -> None:  # noqa: FBT001 - hot path
         """Write the head and the first part of the body."""
-        request = cycle.request
-        length_line: bytes | None
+        request, context = cycle.request, self.context
+        line: bytes | None
+        block, _, line, lacks, close = cycle.fields
         if cycle.bodyless:
-            length_line = self._bodyless_length(cycle, body, more=more)
+            line = self._bodyless_length(line, cycle.status, body, more=more)
             body = b""
-        else:
-            length_line = cycle.length_line or self._delimit(request, body, more=more)
-        keep = request.keep_alive and not cycle.close and self.context.draining is None and length_line is not None
+        elif not line:
+            line = self._delimit(request, body, more=more)
+        keep = request.keep_alive and not close and context.draining is None and line is not None
         if keep and self._body_open and not more:
             keep = self._discardable(cycle)
         self._keep = keep
         if not keep:
-            length_line = (length_line or b"") + b"connection: close\r\n"
+            line = (line or b"") + b"connection: close\r\n"
         elif request.version == b"1.0":
-            length_line = (length_line or b"") + b"connection: keep-alive\r\n"
-        self._write(cycle, length_line or b"", self._chunk(body) if self._chunked and body else body)
-
-    def _write(self, cycle: Cycle, line: bytes, body: bytes) -> None:
-        common = self.context.head[cycle.lacks]
+            line = (line or b"") + b"connection: keep-alive\r\n"
+        if self._chunked and body:
+            body = self._chunk(body)
+        parts = (STATUS_LINES[cycle.status], context.head[lacks], block, line or b"", b"\r\n")
         if len(body) <= _COPY:
-            self.transport.write(b"".join((STATUS_LINES[cycle.status], common, cycle.block, line, b"\r\n", body)))
+            self.transport.write(b"".join((*parts, body)))
         else:
-            head = b"".join((STATUS_LINES[cycle.status], common, cycle.block, line, b"\r\n"))
-            self.transport.writelines((head, body))
+            self.transport.writelines((b"".join(parts), body))
 
     def _delimit(self, request: Request, body: bytes, *, more: bool) -> bytes | None:
         """Return the line by which the body ends (RFC 9112 section 6.3), None for the end of the connection."""
@@ -342,11 +339,11 @@ class Http1Connection(Connection):
         return None
 
     @staticmethod
-    def _bodyless_length(cycle: Cycle, body: bytes, *, more: bool) -> bytes:
+    def _bodyless_length(line: bytes, status: int, body: bytes, *, more: bool) -> bytes:
         """Return what may be said of the length of a body that is not sent (RFC 9110 section 8.6)."""
-        if cycle.status == 204:
+        if status == 204:
             return b""
-        return cycle.length_line or (b"content-length: %d\r\n" % len(body) if body and not more else b"")
+        return line or (b"content-length: %d\r\n" % len(body) if body and not more else b"")
 
     def write_body(self, body: bytes, *, more: bool) -> None:
         """Write a further part of the body."""
@@ -407,14 +404,13 @@ class Http1Connection(Connection):
                 self.open_window()
 
     def _account(self, cycle: Cycle) -> None:
-        context, status = self.context, cycle.status
-        context.count_request()
-        context.row[STATUS_1XX - 1 + status // 100] += 1
+        context = self.context
+        context.count_request(cycle.status)
         access = context.access
         if access is not None:
             if not self._access_prefix:
                 self._access_prefix = access.prefix(self.client)
-            access.record(self._access_prefix, cycle.request, context.root_path, status)
+            access.record(self._access_prefix, cycle.request, context.root_path, cycle.status)
 
     def ask_for_body(self) -> None:
         """Send `100 Continue` (RFC 9110 section 10.1.1)."""

@@ -2,12 +2,14 @@
 
 Rules: framing and persistence are the server's, so the application's `Transfer-Encoding` is dropped and its
 `Connection` counts only for `close`; its `Content-Length` is held against its body; its `Date` and `Server` replace
-ours. A pair is checked and rendered once and remembered; applications send the same few pairs over and over.
+ours. Pairs are checked and rendered once and remembered, and so are whole lists whose pairs all were known before:
+applications send the same few over and over.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,6 +20,8 @@ _BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _EXCERPT: Final = 80
 _MEMO_PAIRS: Final = 1024
 _MEMO_VALUE: Final = 64
+_MEMO_LISTS: Final = 256
+_MEMO_LIST: Final = 16
 
 _PLAIN: Final = 0
 _LENGTH: Final = 1
@@ -33,8 +37,6 @@ _KINDS: Final = {
     b"server": _SERVER,
     b"date": _DATE,
 }
-
-Memo = dict[tuple[bytes, bytes], tuple[bytes, int]]
 
 
 def phrase(status: int) -> str:
@@ -54,48 +56,76 @@ into `Context.head` goes with them, and whether the application closes the conne
 """
 
 
-def encode_fields(headers: Any, memo: Memo) -> Fields:  # noqa: ANN401 - whatever the application sends is checked here
-    """Return the fields for the wire. Raises `TypeError` or `ValueError` that names the offending one."""
-    block = length_line = b""
-    length = -1
-    lacks = 0
-    close = False
-    for name, value in headers:
+class FieldEncoder:
+    """Encodes what all connections of a worker send, and remembers it within bounds."""
+
+    __slots__ = ("_lists", "_pairs")
+
+    def __init__(self) -> None:
+        self._pairs: dict[tuple[bytes, bytes], tuple[bytes, int]] = {}
+        self._lists: dict[tuple[tuple[bytes, bytes], ...], Fields] = {}
+
+    def encode(self, headers: Any) -> Fields:  # noqa: ANN401 - whatever the application sends is checked here
+        """Return the fields for the wire. Raises `TypeError` or `ValueError` that names the offending one."""
+        pairs = tuple(headers)
         try:
-            known = memo.get((name, value))
-        except TypeError:  # unhashable, so not bytes
+            known = self._lists.get(pairs)
+        except TypeError:  # unhashable: pairs that are lists, or no bytes
             known = None
-        line, kind = known or _encode(name, value, memo)
-        if kind == _PLAIN:
-            block += line
-        elif kind == _LENGTH:
-            if length >= 0:
-                raise ValueError("more than one content-length header")
-            length, length_line = int(value), line
-        elif kind == _CONNECTION:
-            close = close or b"close" in value.lower()
-        elif kind != _DROPPED:
-            block += line
-            lacks |= LACKS_SERVER if kind == _SERVER else LACKS_DATE
-    return block, length, length_line, lacks, close
+        return known or self._encode(pairs)
 
+    def _encode(self, pairs: tuple[Any, ...]) -> Fields:
+        block = length_line = b""
+        length = -1
+        lacks = 0
+        close = False
+        all_known = len(pairs) <= _MEMO_LIST
+        for name, value in pairs:
+            try:
+                known = self._pairs.get((name, value))
+            except TypeError:  # unhashable, so not bytes
+                known = None
+            if known is None:
+                known, all_known = self._encode_pair(name, value), False
+            line, kind = known
+            if kind == _PLAIN:
+                block += line
+            elif kind == _LENGTH:
+                if length >= 0:
+                    raise ValueError("more than one content-length header")
+                length, length_line = int(value), line
+            elif kind == _CONNECTION:
+                close = close or b"close" in value.lower()
+            elif kind != _DROPPED:
+                block += line
+                lacks |= LACKS_SERVER if kind == _SERVER else LACKS_DATE
+        fields = block, length, length_line, lacks, close
+        if all_known:
+            self._remember(pairs, fields)
+        return fields
 
-def _encode(name: object, value: object, memo: Memo) -> tuple[bytes, int]:
-    if type(name) is not bytes or type(value) is not bytes:
-        raise TypeError(f"header names and values must be bytes: {_excerpt(name)}: {_excerpt(value)}")
-    if _NAME.fullmatch(name) is None:
-        raise ValueError(f"not a header name: {_excerpt(name)}")
-    if _BAD_VALUE.search(value):
-        raise ValueError(f"control character in header {_excerpt(name)}: {_excerpt(value)}")
-    kind = _KINDS.get(name.lower(), _PLAIN)
-    if kind == _LENGTH and not (value.isdigit() and len(value) <= 18):
-        raise ValueError(f"not a content-length: {_excerpt(value)}")
-    entry = (b"%b: %b\r\n" % (name, value), kind)
-    if len(value) <= _MEMO_VALUE and name.lower() != b"set-cookie":  # long values vary, and a cookie is a secret
-        if len(memo) >= _MEMO_PAIRS:
-            memo.clear()
-        memo[name, value] = entry
-    return entry
+    def _encode_pair(self, name: object, value: object) -> tuple[bytes, int]:
+        if type(name) is not bytes or type(value) is not bytes:
+            raise TypeError(f"header names and values must be bytes: {_excerpt(name)}: {_excerpt(value)}")
+        if _NAME.fullmatch(name) is None:
+            raise ValueError(f"not a header name: {_excerpt(name)}")
+        if _BAD_VALUE.search(value):
+            raise ValueError(f"control character in header {_excerpt(name)}: {_excerpt(value)}")
+        kind = _KINDS.get(name.lower(), _PLAIN)
+        if kind == _LENGTH and not (value.isdigit() and len(value) <= 18):
+            raise ValueError(f"not a content-length: {_excerpt(value)}")
+        entry = (b"%b: %b\r\n" % (name, value), kind)
+        if len(value) <= _MEMO_VALUE and name.lower() != b"set-cookie":  # long values vary, and a cookie is a secret
+            if len(self._pairs) >= _MEMO_PAIRS:
+                self._pairs.clear()
+            self._pairs[name, value] = entry
+        return entry
+
+    def _remember(self, pairs: tuple[Any, ...], fields: Fields) -> None:
+        if len(self._lists) >= _MEMO_LISTS:
+            self._lists.clear()
+        with suppress(TypeError):  # pairs that are lists cannot be keys
+            self._lists[pairs] = fields
 
 
 def _excerpt(value: object) -> str:
