@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, STATUS_1XX, Row
 from procmgr.worker.protocols.response import FieldEncoder
-from procmgr.worker.protocols.scope import common_scope
+from procmgr.worker.protocols.scope import scope_template
 
 if TYPE_CHECKING:
     import asyncio
@@ -117,7 +117,7 @@ class Context:
         "response_fields",
         "root_path",
         "row",
-        "scope",
+        "scope_template",
         "served",
         "state",
         "tasks",
@@ -151,7 +151,7 @@ class Context:
         self.access = access
         self.state = state
         self.root_path = root_path
-        self.scope = common_scope(scheme, root_path)
+        self.scope_template = scope_template(scheme=scheme, root_path=root_path, state=state)
         self.limits = limits or Limits()
         self.keep_alive = keep_alive
         self.max_requests = max_requests

@@ -149,14 +149,6 @@ def read_usual_line(line: bytes, limit: int) -> Request | None:
     return request
 
 
-def read_same_fields(request: Request, known: Request) -> None:
-    """Let a request have the fields of another, which were `plain`."""
-    request.headers = known.headers
-    request.content_length = None
-    request.chunked = request.expect = False
-    request.keep_alive = known.keep_alive
-
-
 def _read_unusual_line(head: bytes, limit: int) -> Request:
     """Read what is no `origin-form` or not quite HTTP/1.1, and find the reason why a line is refused."""
     if len(head) > limit and head.find(b"\r\n", 0, limit + 2) < 0:

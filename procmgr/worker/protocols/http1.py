@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from procmgr.scoreboard import STATUS_1XX
 from procmgr.worker.access import client_text
@@ -38,14 +38,13 @@ from procmgr.worker.protocols.framing import (
     classify,
     read_fields,
     read_line,
-    read_same_fields,
     read_usual_line,
 )
 from procmgr.worker.protocols.response import STATUS_LINES, error_response
 from procmgr.worker.protocols.scope import http_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from procmgr.worker.protocols.context import Context
     from procmgr.worker.protocols.framing import Codec
@@ -54,11 +53,26 @@ _OPEN: Final = Phase.OPEN
 _CR: Final = ord("\r")
 _SLASH: Final = ord("/")
 _EXCERPT: Final = 120
-_TASK_NAME: Final = "request"  # to make up a name costs more than any other part of making a task, before 3.12
 _REMEMBERED: Final = 2048
 """Up to this size a connection remembers the fields of its last request."""
 _COPY: Final = 16 * 1024
 """Up to this size a body is copied behind its head into one buffer; a larger one goes beside it in one writev(2)."""
+
+if sys.version_info >= (3, 12):
+
+    def _task(
+        coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, variables: contextvars.Context | None
+    ) -> asyncio.Task[None]:
+        """Run a coroutine, at once and without a turn of the loop if it does not wait."""
+        return asyncio.Task(coroutine, loop=loop, context=variables, eager_start=True)
+
+else:
+
+    def _task(
+        coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, variables: contextvars.Context | None
+    ) -> asyncio.Task[None]:
+        """Run a coroutine from the loop's next turn on. To make a name up costs a tenth of making a task."""
+        return asyncio.Task(coroutine, loop=loop, context=variables, name="request")
 
 
 class Http1Connection(Connection):
@@ -231,7 +245,11 @@ class Http1Connection(Connection):
         request = read_usual_line(head[: -len(fields)], self.context.limits.request_line)
         if request is None or request.version != b"1.1":
             return None
-        read_same_fields(request, self._known)
+        known = self._known
+        request.headers = known.headers
+        request.keep_alive = known.keep_alive
+        request.content_length = None
+        request.chunked = request.expect = False
         return request
 
     def _parse(self, head: bytes) -> Request:
@@ -281,7 +299,7 @@ class Http1Connection(Connection):
             self.close()
 
     def _start(self, cycle: Cycle) -> None:
-        """Run the application; where Python can (3.12), at once and without a turn of the loop."""
+        """Run the application."""
         context = self.context
         if context.aborting:
             self._turn_away(cycle, "the worker ends")
@@ -292,14 +310,10 @@ class Http1Connection(Connection):
         context.began()
         coroutine = cycle.run(context.app, http_scope(context, cycle.request, self.client, self.server))
         variables = contextvars.Context() if context.reset_contextvars else None
-        if sys.version_info >= (3, 12):
-            task = asyncio.Task(coroutine, loop=context.loop, context=variables, eager_start=True)
-            if task.done():
-                return
-        else:
-            task = asyncio.Task(coroutine, loop=context.loop, context=variables, name=_TASK_NAME)
-        cycle.task = task
-        context.tasks.add(task)
+        task = _task(coroutine, context.loop, variables)
+        if not task.done():
+            cycle.task = task
+            context.tasks.add(task)
 
     # -- responses -----------------------------------------------------------------------------------------------
 
@@ -323,11 +337,13 @@ class Http1Connection(Connection):
             line = (line or b"") + b"connection: keep-alive\r\n"
         if self._chunked and body:
             body = self._chunk(body)
-        parts = (STATUS_LINES[cycle.status], context.head[lacks], block, line or b"", b"\r\n")
-        if len(body) <= _COPY:
-            self.transport.write(b"".join((*parts, body)))
+        beside = len(body) > _COPY
+        begin = b"" if beside else body
+        head = b"".join((STATUS_LINES[cycle.status], context.head[lacks], block, line or b"", b"\r\n", begin))
+        if beside:
+            self.transport.writelines((head, body))
         else:
-            self.transport.writelines((b"".join(parts), body))
+            self.transport.write(head)
 
     def _delimit(self, request: Request, body: bytes, *, more: bool) -> bytes | None:
         """Return the line by which the body ends (RFC 9112 section 6.3), None for the end of the connection."""

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 _ASGI: Final = {"version": "3.0", "spec_version": "2.5"}
 
 
-def common_scope(scheme: str, root_path: str) -> dict[str, Any]:
-    """Return what the scopes of all requests of a worker have in common; to copy it is cheaper than to build it."""
-    return {"type": "http", "http_version": "1.1", "scheme": scheme, "root_path": root_path}
+def scope_template(*, scheme: str, root_path: str, state: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the scopes of a worker's requests have in common, all keys in place: to copy it is cheap."""
+    per_request = ("asgi", "server", "client", "method", "path", "raw_path", "query_string", "headers")
+    template = {"type": "http", "http_version": "1.1", "scheme": scheme, "root_path": root_path}
+    return template | dict.fromkeys(per_request if state is None else (*per_request, "state"))
 
 
 def http_scope(context: Context, request: Request, client: Address | None, server: Address | None) -> Scope:
@@ -30,7 +32,7 @@ def http_scope(context: Context, request: Request, client: Address | None, serve
     root_path = context.root_path
     if root_path:
         path, raw_path = root_path + path, root_path.encode() + raw_path
-    scope = context.scope.copy()
+    scope = context.scope_template.copy()
     scope["asgi"] = _ASGI.copy()
     scope["server"] = server
     scope["client"] = client
