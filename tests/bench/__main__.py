@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from bench.environment import Environment
 
-ROWS = ("hello", "log", "idle")
+ROWS = ("hello", "varied", "log", "idle")
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -87,7 +87,7 @@ def measure(env: Environment, chosen: argparse.Namespace, scratch: Path) -> dict
             result[row] = bench.idle(cores=",".join(map(str, cores)))
             print("\n".join(report.idle_table(result[row])), flush=True)
         else:
-            rounds = bench.loads(access_log=row == "log")
+            rounds = bench.loads(access_log=row == "log", varied=row == "varied")
             result[row] = [{name: [one.per_second, one.cpu_us] for name, one in found.items()} for found in rounds]
             print("\n".join(report.table(row, rounds)), flush=True)
     os.sched_setaffinity(0, cores)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bench.servers import Running
 
 CONNECTIONS = 32
+VARIED = Path(__file__).with_name("varied.lua")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +27,10 @@ class Load:
     cpu_us: float  # processor time of the server's processes per request, microseconds
 
 
-def load(server: Running, *, core: str, seconds: int) -> Load:
+def load(server: Running, *, core: str, seconds: int, varied: bool) -> Load:
     """Run wrk against a server, pinned to the server's own core, on kept-alive connections."""
     before = cpu_ns(server.pids())
-    text = wrk(server.url, core=core, seconds=seconds)
+    text = wrk(server.url, core=core, seconds=seconds, varied=varied)
     used = cpu_ns(server.pids()) - before
     if problem := re.search(r"(Socket errors: .*|Non-2xx or 3xx responses: .*)", text):
         raise BenchError(f"{server.name} failed under load: {problem[1]}")
@@ -39,9 +40,10 @@ def load(server: Running, *, core: str, seconds: int) -> Load:
     return Load(per_second=float(rate[1]), cpu_us=used / 1000 / int(requests[1]))
 
 
-def wrk(url: str, *, core: str, seconds: int) -> str:
+def wrk(url: str, *, core: str, seconds: int, varied: bool) -> str:
     """Run wrk once, bounded."""
-    command = ["taskset", "-c", core, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", url]
+    script = ["-s", str(VARIED)] if varied else []
+    command = ["taskset", "-c", core, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", *script, url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             return process.communicate(timeout=seconds + 15)[0]

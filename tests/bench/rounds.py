@@ -35,15 +35,16 @@ class Bench:
     scratch: Path
     failures: list[str] = field(default_factory=list)
 
-    def loads(self, *, access_log: bool) -> list[dict[str, Load]]:
+    def loads(self, *, access_log: bool, varied: bool) -> list[dict[str, Load]]:
         """Measure every server once a round, in shuffled order, the others idle."""
         # The bare protocol knows no log.
         names = [name for name in self.servers if not (access_log and name == "bare")]
         rounds = []
         with self.started(names, cores=self.core, workers=1, access_log=access_log) as running:
-            self.one_round(running, seconds=1)  # to warm up
+            self.one_round(running, seconds=1, varied=varied)  # to warm up
             for _ in range(self.rounds):
-                rounds.append(self.one_round(random.sample(running, len(running)), seconds=self.seconds))
+                order = random.sample(running, len(running))
+                rounds.append(self.one_round(order, seconds=self.seconds, varied=varied))
                 for server in running:
                     server.forget_log()
         return rounds
@@ -83,12 +84,12 @@ class Bench:
                     running.append(server)
             yield running
 
-    def one_round(self, order: list[Running], *, seconds: int) -> dict[str, Load]:
+    def one_round(self, order: list[Running], *, seconds: int, varied: bool) -> dict[str, Load]:
         """Load each server in turn; one that fails has no number in this round."""
         found = {}
         for server in order:
             try:
-                found[server.name] = load(server, core=self.core, seconds=seconds)
+                found[server.name] = load(server, core=self.core, seconds=seconds, varied=varied)
             except BenchError as error:
                 self.fail(error)
         return found
