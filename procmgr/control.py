@@ -7,8 +7,8 @@ with "event" as its name; the last is `END`, with the "exit" status that a progr
 takes one request after the other.
 
 A request that takes time is announced by `ACCEPTED` with its "operation", an id made of what the pool remembers anyway
-(`reload:GENERATION`, `restart:WORKER`): it can be followed again on another connection, also after a re-exec. That a
-`stop` is complete, the process gone, is told by the end of the connection, after `END`.
+(`reload:GENERATION`, `restart:WORKER`, `upgrade:NUMBER`): it can be followed again on another connection, also after a
+re-exec. That a `stop` is complete, the process gone, is told by the end of the connection, after `END`.
 """
 
 from __future__ import annotations

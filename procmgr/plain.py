@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from enum import Enum
+from enum import Enum, IntEnum
 from math import inf
 from types import NoneType, UnionType
 from typing import (
@@ -50,6 +50,8 @@ class PlainError(ValueError):
 def dump(value: object) -> Data:  # noqa: PLR0911 - a table of kinds
     """Return `value` as data for `json.dumps`: dataclasses, enums, collections and scalars; raises `TypeError`."""
     match value:
+        case IntEnum():
+            return int(value)  # which is what a field that is said to be a number may hold
         case Enum():
             return value.name
         case float() if value in {inf, -inf}:
@@ -186,6 +188,8 @@ def _key(key: object) -> str:
 
 
 def _scalar(kind: Type, data: Data, where: str) -> Data:
+    if isinstance(kind, type) and issubclass(kind, IntEnum):
+        return kind(_require(type(data) is int and data in kind._value2member_map_, data, where, data))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind[_require(isinstance(data, str) and data in kind.__members__, data, where, data)]
     if kind is float:

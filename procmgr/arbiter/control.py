@@ -159,6 +159,15 @@ class Control:
         sockets.unlink(self.listener)
         self.listener.sock.close()
 
+    def part(self) -> None:
+        """Tell every client to connect again, before an exec, and let go of it.
+
+        What it has asked and nobody has read yet it asks again; what takes time it follows on its new connection.
+        """
+        for client in list(self._clients.values()):
+            client.event(control.EXEC)
+            self._drop(client)
+
     def close_in_child(self) -> None:
         """Close the descriptors in a forked child; the loop's epoll is the arbiter's and stays as it is."""
         self.listener.sock.close()

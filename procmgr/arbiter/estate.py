@@ -6,12 +6,14 @@ Every part of the arbiter has a record that describes it, a `hand_over` that mak
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING, Any, Final
 
-from procmgr import messages, plain, process, scoreboard
+from procmgr import messages, plain, process, scoreboard, sockets
 from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.guard import GuardEstate
+from procmgr.arbiter.history import HistoryEstate
 from procmgr.arbiter.host import HostEstate
 from procmgr.arbiter.listeners import ListenersEstate
 from procmgr.arbiter.logfiles import LogFilesEstate
@@ -39,6 +41,9 @@ class Estate:
     log_files: LogFilesEstate
     signals: SignalsEstate
     pid_file: process.PidFileEstate | None
+    control: sockets.ListenerEstate | None
+    history: HistoryEstate
+    born: float
     nursery: NurseryEstate = NurseryEstate()
     version: int = VERSION
 
@@ -56,6 +61,19 @@ class Estate:
     def restore_pool(self) -> Pool:
         """Return the pool; raises `plain.PlainError`."""
         return Pool.restore(self.pool, random=random.random)
+
+
+def write(estate: Estate) -> dict[str, Any]:
+    """Return `estate` as data for `json.dumps`, having read it again: this release is the one to come back to.
+
+    Raises `HandoverError`.
+    """
+    try:
+        data: dict[str, Any] = json.loads(json.dumps(plain.dump(estate), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise HandoverError(f"the state cannot be written: {error}") from error
+    read(data)
+    return data
 
 
 def read(data: Mapping[str, Any]) -> Estate:

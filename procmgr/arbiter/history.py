@@ -14,6 +14,7 @@ from procmgr.arbiter.core.actions import ReloadOutcome
 from procmgr.arbiter.core.events import BootFailure
 from procmgr.arbiter.report import cause
 from procmgr.errors import ExitCode
+from procmgr.plain import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,16 +61,58 @@ class LastReload:
     at: float
 
 
-class History:
-    """Takes notes of notices; `members` is where a notice's worker is still known while it is noted."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastUpgrade:
+    """How an upgrade in place ended; `number` counts them from 1."""
 
-    def __init__(self, *, members: Mapping[int, Member], view: Callable[[], View], now: Callable[[], float]) -> None:
+    number: int
+    exit_code: int
+    text: str
+    detail: str
+
+
+@record
+class HistoryEstate:
+    """The notes as they are handed over."""
+
+    recycled: dict[int, str]
+    departures: dict[int, Departure]
+    last_reload: LastReload | None
+    upgrades: int
+
+
+class History:
+    """Takes notes of notices; `members` is where a notice's worker is still known while it is noted.
+
+    With `estate` it goes on with a predecessor's notes.
+    """
+
+    def __init__(
+        self,
+        *,
+        members: Mapping[int, Member],
+        view: Callable[[], View],
+        now: Callable[[], float],
+        estate: HistoryEstate | None = None,
+    ) -> None:
         self._members = members
         self._view = view
         self._now = now
-        self._recycled: dict[int, str] = {}
-        self.departures: dict[int, Departure] = {}
-        self.last_reload: LastReload | None = None
+        self._recycled = estate.recycled if estate else {}
+        self.departures = estate.departures if estate else {}
+        self.last_reload = estate.last_reload if estate else None
+        self.upgrades = estate.upgrades if estate else 0
+        """How many upgrades were begun."""
+        self.last_upgrade: LastUpgrade | None = None
+
+    def hand_over(self) -> HistoryEstate:
+        """Return what a successor needs."""
+        return HistoryEstate(
+            recycled=self._recycled,
+            departures=self.departures,
+            last_reload=self.last_reload,
+            upgrades=self.upgrades,
+        )
 
     def note(self, notice: actions.Notice) -> None:
         """Note what is worth remembering."""
@@ -92,6 +135,10 @@ class History:
         self.last_reload = LastReload(
             generation=None, outcome=None, exit_code=error.exit_code, text=text, detail="", at=self._now()
         )
+
+    def note_upgrade(self, exit_code: int, text: str, detail: str = "") -> None:
+        """Note how the upgrade that was begun last has ended."""
+        self.last_upgrade = LastUpgrade(number=self.upgrades, exit_code=exit_code, text=text, detail=detail)
 
     def fault(self, death: actions.WorkerDied) -> Fault:
         """Return why a worker that died before it was ready could not start."""

@@ -7,7 +7,6 @@ set with one bad address leaves everything as it was. Only what procmgr bound is
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -15,21 +14,12 @@ from procmgr import sockets
 from procmgr.errors import BindError
 from procmgr.handover import Descriptor
 from procmgr.plain import record
-from procmgr.sockets import Address, Bindable, Listener, Origin
+from procmgr.sockets import Listener, ListenerEstate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-
-@record
-class ListenerEstate:
-    """One listener as it is handed over; see `sockets.Listener`."""
-
-    fd: Descriptor
-    address: Bindable
-    requested: Address
-    origin: Origin
-    inode: tuple[int, int] | None
+    from procmgr.sockets import Address
 
 
 @record
@@ -59,7 +49,7 @@ class Listeners:
         inherited = tuple((name, fd.number) for name, fd in estate.inherited)
         listeners = cls(inherited=inherited, strangers=frozenset(fd.number for fd in estate.strangers))
         for each in estate.open:
-            listeners._open[each.requested] = (*listeners._open.get(each.requested, ()), _take_over(each))
+            listeners._open[each.requested] = (*listeners._open.get(each.requested, ()), Listener.adopt(each))
         return listeners
 
     def hand_over(self) -> ListenersEstate:
@@ -68,7 +58,7 @@ class Listeners:
         taken = {listener.sock.fileno() for listener in held}
         waiting = [(name, Descriptor(fd)) for name, fd in self._inherited if fd not in taken]
         return ListenersEstate(
-            open=tuple(_hand_over(each) for each in held),
+            open=tuple(each.hand_over() for each in held),
             inherited=tuple(waiting),
             strangers=tuple(Descriptor(fd) for fd in sorted(self._strangers)),
         )
@@ -128,24 +118,6 @@ class Listeners:
         listener = sockets.adopt(fd, name=name, backlog=backlog)
         self._strangers.discard(fd)  # it is the listener's from now on, and its number may be somebody else's one day
         return listener
-
-
-def _take_over(estate: ListenerEstate) -> Listener:
-    sock = socket.socket(fileno=estate.fd.number)  # of its real family: CPython asks the kernel
-    sock.settimeout(0)
-    return Listener(
-        sock=sock, address=estate.address, requested=estate.requested, origin=estate.origin, inode=estate.inode
-    )
-
-
-def _hand_over(listener: Listener) -> ListenerEstate:
-    return ListenerEstate(
-        fd=Descriptor(listener.sock.fileno()),
-        address=listener.address,
-        requested=listener.requested,
-        origin=listener.origin,
-        inode=listener.inode,
-    )
 
 
 def _close(groups: Iterable[tuple[Listener, ...]]) -> None:

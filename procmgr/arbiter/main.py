@@ -121,19 +121,30 @@ class Arbiter:
         self._report = Report(members=self._host.members)
         self._loop = Loop(pool=self._pool, host=self._host, signals=self._signals, observer=self)
         self._loop.adopt(self._host.members)
+        self._history = History(
+            members=self._host.members,
+            view=self._pool.view,
+            now=self._host.now,
+            estate=left.history if left else None,
+        )
         self._upgrade = Upgrade(
             invocation=invocation,
             loop=self._loop,
+            history=self._history,
             hand_over=self._hand_over,
-            flush=self._logs.error_writer.flush,
-            changed=self._say_status,
+            part=self._part,
+            changed=self._on_upgrade,
         )
-        now = self._host.now
-        self._history = History(members=self._host.members, view=self._pool.view, now=now)
+        self._born = made.born
         self._operations = Operations(
-            steering=self, host=self._host, loop=self._loop, view=self._pool.view, history=self._history
+            steering=self,
+            host=self._host,
+            loop=self._loop,
+            view=self._pool.view,
+            history=self._history,
+            born=self._born,
         )
-        self._control = self._open_control(made.settings)
+        self._control = self._open_control(made.settings, left.control if left else None)
         self._guard = self._adopt_guard(Guard.adopt(left.guard)) if left else self._fork_guard()
         self._nursery = Nursery(host=self._host, loop=self._loop, report=self._report, on_lost=self._on_zygote_lost)
         self._host.entrust_births(self._nursery)
@@ -190,7 +201,8 @@ class Arbiter:
                 with suppress(ProcmgrError):  # it is logged
                     self.reopen_logs()
             case signal.SIGUSR2:
-                self._begin_upgrade()
+                with suppress(ProcmgrError):  # it is logged
+                    self.upgrade()
             case _:
                 log.info("%s has no meaning", signum.name)
 
@@ -288,11 +300,27 @@ class Arbiter:
         self._ladder.reach(level)
         self._loop.post(Stop(level))
 
-    def _begin_upgrade(self) -> None:
+    def upgrade(self) -> int:
+        """Begin to become the program that the same command line starts now; returns the number of the upgrade.
+
+        Raises `UnavailableError`.
+        """
         seconds = self.plan_in_force().settings.pool.timeout_boot
         refusal = self._upgrade.begin(self._pool.view(), now=self._host.now(), seconds=seconds)
         if refusal is not None:
             log.info("upgrade ignored: %s", refusal.value)
+            raise UnavailableError(refusal.value)
+        return self._history.upgrades
+
+    def _on_upgrade(self) -> None:
+        self._say_status()
+        self._operations.look()
+
+    def _part(self) -> None:
+        """Take leave of those whom the next program does not know."""
+        if self._control is not None:
+            self._control.part()
+        self._logs.error_writer.flush()
 
     def _hand_over(self) -> estate.Estate:
         return estate.Estate(
@@ -305,6 +333,9 @@ class Arbiter:
             signals=self._signals.hand_over(),
             pid_file=self._pid_file.hand_over() if self._pid_file else None,
             nursery=self._nursery.hand_over(),
+            control=self._control.listener.hand_over() if self._control else None,
+            history=self._history.hand_over(),
+            born=self._born,
         )
 
     def _on_zygote_lost(self, generation: int) -> None:
@@ -336,16 +367,16 @@ class Arbiter:
         """Return what workers are made of now."""
         return self._plans.in_force(self._pool.view().generation)
 
-    def _open_control(self, settings: Settings) -> Control | None:
+    def _open_control(self, settings: Settings, left: sockets.ListenerEstate | None) -> Control | None:
         default = default_path(self._invocation.environ, settings.process.name)
-        listener = try_open(settings.process.control, default)
+        listener = sockets.Listener.adopt(left) if left else try_open(settings.process.control, default)
         if listener is None:
             return None
         return Control(listener=listener, loop=self._loop, now=self._host.now, answer=self._operations.answer)
 
     def _notify(self, notice: actions.Notice) -> None:
         view = self._pool.view()
-        status = self._status()
+        status = self.summary()
         match notice:
             case actions.PoolReady():
                 self._notifier.ready(status)
@@ -357,11 +388,12 @@ class Arbiter:
             case _:
                 self._notifier.status(status)
 
-    def _status(self) -> str:
+    def summary(self) -> str:
+        """Return the state in one line."""
         return status_line(self._pool.view(), self._upgrade.status)
 
     def _say_status(self) -> None:
-        self._notifier.status(self._status())
+        self._notifier.status(self.summary())
 
     def _adopt_guard(self, guard: Guard) -> Guard:
         self._host.rejoin(guard, self._on_foreign_death)

@@ -15,7 +15,7 @@ from procmgr.arbiter.core.events import RecycleDue, ScaleTo, StopLevel
 from procmgr.arbiter.core.view import WorkerState
 from procmgr.arbiter.stacks import StackReader, Stacks
 from procmgr.arbiter.status import Releases, Status, identity
-from procmgr.arbiter.waiters import ReloadWaiter, RestartWaiter, StopWaiter, Waiter
+from procmgr.arbiter.waiters import ReloadWaiter, RestartWaiter, StopWaiter, UpgradeWaiter, Waiter
 from procmgr.config.settings import MAX_WORKERS
 from procmgr.control import RequestError
 from procmgr.errors import ExitCode, UnavailableError
@@ -53,8 +53,16 @@ class Steering(Protocol):
         """Stop at `level`, or raise the level of a stop under way."""
         ...
 
+    def upgrade(self) -> int:
+        """Begin to become the new program; returns the number of the upgrade, raises `ProcmgrError`."""
+        ...
+
     def reopen_logs(self) -> None:
         """Open the log files anew; raises `ProcmgrError`."""
+        ...
+
+    def summary(self) -> str:
+        """Return the state in one line."""
         ...
 
     def plan_in_force(self) -> Plan:
@@ -66,14 +74,29 @@ class Operations:
     """Answers requests, and keeps those who wait informed."""
 
     def __init__(
-        self, *, steering: Steering, host: LinuxHost, loop: Loop, view: Callable[[], View], history: History
+        self,
+        *,
+        steering: Steering,
+        host: LinuxHost,
+        loop: Loop,
+        view: Callable[[], View],
+        history: History,
+        born: float,
     ) -> None:
         self._steering = steering
         self._host = host
         self._loop = loop
         self._view = view
         self._history = history
-        self._status = Status(view=view, members=host.members, history=history, releases=Releases(), now=host.now)
+        self._status = Status(
+            view=view,
+            members=host.members,
+            history=history,
+            releases=Releases(),
+            now=host.now,
+            born=born,
+            summary=steering.summary,
+        )
         self._stacks = StackReader(host=host, loop=loop)
         self._waiters: list[Waiter] = []
         self._table: dict[str, Callable[[_Arguments, Client], None]] = {
@@ -83,6 +106,7 @@ class Operations:
             "scale": self._scale,
             "restart": self._restart,
             control.STOP: self._stop,
+            "upgrade": self._upgrade,
             "reopen-logs": self._reopen_logs,
             "stacks": self._tell_stacks,
             "follow": self._follow,
@@ -100,6 +124,12 @@ class Operations:
         self._waiters = [waiter for waiter in self._waiters if _waits(waiter)]
         for waiter in self._waiters:
             if not waiter.client.attempt(partial(waiter.hear, notice)):
+                waiter.ended = True
+
+    def look(self) -> None:
+        """Have those who wait look for what no notice tells."""
+        for waiter in self._waiters:
+            if _waits(waiter) and not waiter.client.attempt(waiter.look):
                 waiter.ended = True
 
     def close(self) -> None:
@@ -163,6 +193,13 @@ class Operations:
             client, worker_id, slot=slot, history=self._history, view=self._view, members=self._host.members
         )
 
+    def _upgrade(self, arguments: _Arguments, client: Client) -> None:
+        arguments.nothing_more()
+        self._await(self._upgrade_waiter(client, self._steering.upgrade()))
+
+    def _upgrade_waiter(self, client: Client, number: int) -> Waiter:
+        return UpgradeWaiter(client, number, history=self._history, view=self._view, members=self._host.members)
+
     def _stop(self, arguments: _Arguments, client: Client) -> None:
         quick = arguments.take("quick", bool, default=False)
         arguments.nothing_more()
@@ -214,6 +251,8 @@ class Operations:
             self._await(self._reload_waiter(client, int(number)))
         elif kind == "restart" and number.isdecimal():
             self._follow_restart(client, int(number))
+        elif kind == "upgrade" and number.isdecimal():
+            self._await(self._upgrade_waiter(client, int(number)))
         elif operation == control.STOP and self._view().stop is not None:
             self._await(StopWaiter(client, view=self._view, members=self._host.members))
         else:

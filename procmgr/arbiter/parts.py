@@ -32,7 +32,10 @@ KILL_GRACE_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The parts; `estate` is what the others are made of at an upgrade, None at a start."""
+    """The parts; `born` is when this instance started, monotonic seconds.
+
+    `estate` is what the others are made of at an upgrade, None at a start.
+    """
 
     log_files: LogFiles
     logs: LogSetup
@@ -40,6 +43,7 @@ class Parts:
     plans: Plans
     pid_file: process.PidFile | None
     pool: Pool
+    born: float
     estate: Estate | None = None
 
     @property
@@ -71,9 +75,12 @@ def start(invocation: Invocation, resolved: Resolved) -> Parts:
         path = settings.process.pid
         pid_file = process.PidFile(Path(path)) if path is not None else None
         undo.pop_all()
-    pool = Pool(policy_of(settings), now=time.monotonic(), random=random.random)
+    now = time.monotonic()
+    pool = Pool(policy_of(settings), now=now, random=random.random)
     plans.start(pool.view().generation, first)
-    return Parts(log_files=log_files, logs=setup, listeners=listeners, plans=plans, pid_file=pid_file, pool=pool)
+    return Parts(
+        log_files=log_files, logs=setup, listeners=listeners, plans=plans, pid_file=pid_file, pool=pool, born=now
+    )
 
 
 def take_over(invocation: Invocation, estate: Estate) -> Parts:
@@ -91,6 +98,7 @@ def take_over(invocation: Invocation, estate: Estate) -> Parts:
         plans=plans,
         pid_file=None if estate.pid_file is None else process.PidFile.adopt(estate.pid_file),
         pool=pool,
+        born=estate.born,
         estate=estate,
     )
 

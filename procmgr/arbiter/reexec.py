@@ -18,10 +18,12 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from procmgr import __version__, plain
+from procmgr import __version__
+from procmgr.arbiter.estate import write
 from procmgr.arbiter.preflight import Preflight
 from procmgr.arbiter.signals import all_blocked
-from procmgr.handover import Envelope, Program, Role, enter
+from procmgr.errors import ExitCode
+from procmgr.handover import Envelope, HandoverError, Program, Role, enter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from procmgr.arbiter.core.events import Exit
     from procmgr.arbiter.core.view import View
     from procmgr.arbiter.estate import Estate
+    from procmgr.arbiter.history import History
     from procmgr.arbiter.loop import Loop, Timer
     from procmgr.config.resolve import Invocation
 
@@ -46,7 +49,7 @@ class Refusal(Enum):
 class Upgrade:
     """From the wish for an upgrade to the exec, or to the reason why nothing happened.
 
-    `hand_over` is called when the pool has answered every event, at the exec with all signals blocked; `flush` right
+    `hand_over` is called when the pool has answered every event, at the exec with all signals blocked; `part` right
     before it; `changed` whenever `status` has changed.
     """
 
@@ -55,14 +58,16 @@ class Upgrade:
         *,
         invocation: Invocation,
         loop: Loop,
+        history: History,
         hand_over: Callable[[], Estate],
-        flush: Callable[[], object],
+        part: Callable[[], None],
         changed: Callable[[], None],
     ) -> None:
         self._invocation = invocation
         self._loop = loop
+        self._history = history
         self._hand_over = hand_over
-        self._flush = flush
+        self._part = part
         self._changed = changed
         self._this = Program.this(invocation.environ)
         self._preflight: Preflight | None = None
@@ -82,17 +87,18 @@ class Upgrade:
             return Refusal.STOPPING
         if self._preflight is not None:
             return Refusal.UNDER_WAY
+        self._history.upgrades += 1
         program = self._successor()
         log.info("upgrade: asking %s whether it can take over", program.executable)
         try:
             preflight = Preflight(program, self._envelope(self._hand_over(), ()))
-        except OSError as error:
-            self._fail(f"it cannot be checked: {error.strerror}")
+        except (OSError, HandoverError) as error:
+            self._fail(ExitCode.OS_ERROR, f"{program.executable} cannot be asked: {error}")
             return None
         self._preflight = preflight
         self._loop.watch(preflight.fileno(), lambda _events: self._read(preflight))
         late = f"the new program did not answer within {seconds:g} s"
-        self._timer = self._loop.call_at(now + seconds, lambda: self._give_up(late))
+        self._timer = self._loop.call_at(now + seconds, lambda: self._give_up(ExitCode.TIMED_OUT, late))
         self._say("upgrade: checking the new program")
         return None
 
@@ -100,7 +106,7 @@ class Upgrade:
         """Give up what is under way, if anything, since the service stops."""
         if self._timer is not None:
             self._timer.cancelled = True
-        self._give_up(Refusal.STOPPING.value)
+        self._give_up(ExitCode.UNREACHABLE, Refusal.STOPPING.value)
 
     def on_death(self, pid: int, exit_: Exit) -> bool:
         """Hear of a child that died; returns whether it was one of this object's."""
@@ -113,7 +119,9 @@ class Upgrade:
         release, said = preflight.verdict(exit_)
         self._let_go(preflight)
         if release is None:
-            self._fail(said or f"the new program ended with {_ending(exit_)} and did not say why")
+            self._fail(
+                exit_.code or ExitCode.CRASH, said or f"the new program ended with {_ending(exit_)} and did not say why"
+            )
         else:
             # Later in this turn of the loop: the caller is in the midst of reaping.
             self._timer = self._loop.call_at(float("-inf"), lambda: self._exec(release))
@@ -123,11 +131,12 @@ class Upgrade:
         """Say, in the new program or in the old one that is back, how the upgrade went."""
         if envelope.failure:
             log.error("upgrade failed, release %s is back: %s", __version__, envelope.failure)
-            self._say(f"upgrade failed, the old program is back: {_last_line(envelope.failure)}")
+            why = f"upgrade failed, the old program is back: {_last_line(envelope.failure)}"
+            self._conclude(ExitCode.CRASH, why, envelope.failure)
         else:
             python = platform.python_version()
             log.info("upgraded from release %s to %s, on Python %s", envelope.release, __version__, python)
-            self._say(f"upgraded to {__version__}")
+            self._conclude(ExitCode.OK, f"upgraded to {__version__}")
 
     def forget(self) -> None:
         """Forget how the last upgrade ended: something newer is of interest."""
@@ -142,25 +151,25 @@ class Upgrade:
     def _exec(self, release: str) -> None:
         """Become the new program; returns only if that fails."""
         log.info("upgrade: handing over to release %s", release)
-        self._flush()
         program = self._successor()
         try:
             with all_blocked() as mask, _directory(self._invocation.cwd):
                 estate = self._hand_over()
                 envelope = self._envelope(estate, mask).write()
                 try:
+                    self._part()
                     enter(program, envelope, estate.descriptors, Role.ADOPT)
                 finally:
                     os.close(envelope)
-        except OSError as error:
-            self._fail(f"cannot become {program.executable}: {error.strerror}")
+        except (OSError, HandoverError) as error:
+            self._fail(ExitCode.OS_ERROR, f"cannot become {program.executable}: {error}")
 
     def _successor(self) -> Program:
         return Program.same(self._invocation.environ)
 
     def _envelope(self, estate: Estate, mask: Iterable[int]) -> Envelope:
         return Envelope(
-            estate=plain.dump(estate),
+            estate=write(estate),
             descriptors=estate.descriptors,
             mask=tuple(mask),
             environ=self._invocation.environ,
@@ -173,12 +182,12 @@ class Upgrade:
         if not preflight.read():
             self._loop.unwatch(preflight.fileno())
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, exit_code: int, why: str) -> None:
         if self._preflight is not None:
             self._preflight.kill()
             self._killed.add(self._preflight.pid)
             self._let_go(self._preflight)
-            self._fail(why)
+            self._fail(exit_code, why)
 
     def _let_go(self, preflight: Preflight) -> None:
         self._preflight = None
@@ -187,9 +196,13 @@ class Upgrade:
         self._loop.unwatch(preflight.fileno())
         preflight.close()
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, exit_code: int, why: str) -> None:
         log.error("upgrade refused, nothing changed: %s", why)
-        self._say(f"upgrade refused: {_last_line(why)}")
+        self._conclude(exit_code, f"upgrade refused: {_last_line(why)}", why)
+
+    def _conclude(self, exit_code: int, text: str, detail: str = "") -> None:
+        self._history.note_upgrade(exit_code, text, detail if "\n" in detail else "")
+        self._say(text)
 
     def _say(self, status: str) -> None:
         self.status = status

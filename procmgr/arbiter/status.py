@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from procmgr import __version__, scoreboard, sockets
-from procmgr.arbiter.core.view import status_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +37,7 @@ class Releases:
         """Return one line for each release that is not the installed one any more."""
         installed = _installed()
         return [
-            f"the daemon runs {name} {running}, installed is {installed[name]}: a restart takes it, a reload does not"
+            f"the daemon runs {name} {running}, installed is {installed[name]}: an upgrade takes it, a reload does not"
             for name, running in self._running.items()
             if installed.get(name, running) != running
         ]
@@ -55,7 +54,7 @@ def _installed() -> dict[str, str]:
 
 
 class Status:
-    """Makes the document. Times in it are seconds; `members` and `history` are the arbiter's own."""
+    """Makes the document. Times are seconds; `born` is the arbiter's start, `summary` says the state in a line."""
 
     def __init__(
         self,
@@ -65,13 +64,16 @@ class Status:
         history: History,
         releases: Releases,
         now: Callable[[], float],
+        born: float,
+        summary: Callable[[], str],
     ) -> None:
         self._view = view
         self._members = members
         self._history = history
         self._releases = releases
         self._now = now
-        self._born = now()
+        self._born = born
+        self._summary = summary
 
     def document(self, plan: Plan) -> Document:
         """Return the status; `plan` is the one in force."""
@@ -81,7 +83,7 @@ class Status:
             "uptime": round(now - self._born, 3),
             "app": plan.settings.app.app,
             "addresses": [sockets.url(listener.address) for listener in plan.listeners],
-            "summary": status_line(view),
+            "summary": self._summary(),
             "warnings": self._releases.drift(),
             "pool": _pool(view),
             "last_reload": _reload(self._history.last_reload, now),

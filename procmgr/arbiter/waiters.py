@@ -53,6 +53,9 @@ class Waiter:
         """Answer a notice by a step, the end, or nothing."""
         raise NotImplementedError
 
+    def look(self) -> None:
+        """Look whether what is waited for has come: something changed of which no notice tells."""
+
     def stopped(self) -> None:
         """Say that the arbiter leaves: nothing more will happen."""
         self._end(ExitCode.UNREACHABLE, "the daemon stopped")
@@ -206,6 +209,36 @@ class RestartWaiter(Waiter):
         more = {"detail": fault.detail} if fault.detail else {}
         text = f"{self._name(death.worker_id)} could not start{still}, procmgr tries again: {fault.summary}"
         self._end(fault.exit_code, text, **more)
+
+
+class UpgradeWaiter(Waiter):
+    """Waits until upgrade `number` has ended: here, or on a new connection in the new program."""
+
+    def __init__(
+        self,
+        client: Client,
+        number: int,
+        *,
+        history: History,
+        view: Callable[[], View],
+        members: Mapping[int, Member],
+    ) -> None:
+        super().__init__(client, view=view, members=members)
+        self._number = number
+        self._history = history
+        client.event(control.ACCEPTED, operation=f"upgrade:{number}", text="the new program is being checked")
+        if number > history.upgrades:
+            self._end(ExitCode.USAGE, f"nothing is known of upgrade {number}")
+        self.look()
+
+    def hear(self, notice: actions.Notice) -> None:
+        """Pass over what happens meanwhile."""
+
+    def look(self) -> None:
+        """End if the upgrade has."""
+        last = self._history.last_upgrade
+        if last is not None and last.number >= self._number and not self.ended:
+            self._end(last.exit_code, last.text, **({"detail": last.detail} if last.detail else {}))
 
 
 class StopWaiter(Waiter):

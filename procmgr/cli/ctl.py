@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from procmgr.cli.link import Event, Instance
 
 _ABOUT: Final = "Control a running procmgr. Without -s and -n it is the only one that runs."
+_UPGRADE: Final = (
+    "Become the program that the daemon's command line starts now. Its pid, workers and connections stay; a reload "
+    "afterwards moves the workers. If the new program cannot take over, nothing changes."
+)
 _WORKERS: Final = re.compile(r"[+-]?[0-9]{1,6}")
-_GOES_ON: Final = frozenset({"reload", "restart", "stop"})
+_GOES_ON: Final = frozenset({"reload", "restart", "stop", "upgrade"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +88,7 @@ def _command() -> click.Group:
         _scale(),
         _restart(),
         _stop(),
+        _simple("upgrade", _UPGRADE),
         _simple("reopen-logs", "Open the log files anew. For when they were rotated."),
         _stacks(),
         _simple("version", "Show the release that the daemon runs."),

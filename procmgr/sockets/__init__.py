@@ -22,7 +22,7 @@ from procmgr.sockets.address import (
 )
 from procmgr.sockets.adopt import adopt
 from procmgr.sockets.bind import bind, somaxconn
-from procmgr.sockets.listener import Listener, Origin, unlink
+from procmgr.sockets.listener import Listener, ListenerEstate, Origin, unlink
 
 __all__ = [
     "TCP",
@@ -31,6 +31,7 @@ __all__ = [
     "Bindable",
     "Inherited",
     "Listener",
+    "ListenerEstate",
     "Origin",
     "SystemdName",
     "Unix",

@@ -6,7 +6,10 @@ import socket
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Self
 
+from procmgr.handover import Descriptor
+from procmgr.plain import record
 from procmgr.sockets.address import TCP, Abstract, Address, Bindable, Unix
 
 
@@ -15,6 +18,17 @@ class Origin(Enum):
 
     BOUND = "bound"
     INHERITED = "inherited"
+
+
+@record
+class ListenerEstate:
+    """A listener as it is handed over; see `Listener`."""
+
+    fd: Descriptor
+    address: Bindable
+    requested: Address
+    origin: Origin
+    inode: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,6 +44,25 @@ class Listener:
     requested: Address
     origin: Origin
     inode: tuple[int, int] | None = None
+
+    @classmethod
+    def adopt(cls, estate: ListenerEstate) -> Self:
+        """Take over a listener of the arbiter before this one; raises `OSError`."""
+        sock = socket.socket(fileno=estate.fd.number)  # of its real family: CPython asks the kernel
+        sock.settimeout(0)
+        return cls(
+            sock=sock, address=estate.address, requested=estate.requested, origin=estate.origin, inode=estate.inode
+        )
+
+    def hand_over(self) -> ListenerEstate:
+        """Return what `adopt` needs."""
+        return ListenerEstate(
+            fd=Descriptor(self.sock.fileno()),
+            address=self.address,
+            requested=self.requested,
+            origin=self.origin,
+            inode=self.inode,
+        )
 
     @property
     def name(self) -> str:

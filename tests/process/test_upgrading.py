@@ -9,15 +9,19 @@ import re
 import signal
 import socket
 import struct
+from contextlib import closing
 
 import pytest
 from support import proc
+from support.ctl import Raw, Running, ctl
 from support.daemon import run
 from support.load import Load
 from support.releases import Releases
 
 VERSIONED = "from support import testapp\nfrom support.testapp import app\ntestapp.version = {!r}\n"
 HELD = "from support.stage import hold\nhold('importing')\n"
+HELD_IN_WORKERS = "import os\nfrom support.stage import hold\nif 'PROCMGR_SLOT' in os.environ:\n    hold('importing')\n"
+HELD_IN_PREFLIGHTS = HELD_IN_WORKERS.replace(" in os", " not in os")
 
 # Edits of a release: it stops for the test while it adopts, with all signals blocked; or it fails to adopt, early or
 # late, having closed what it was handed.
@@ -29,9 +33,9 @@ HOLD = {
 }
 FAILURES = {
     "it loses a listener": {
-        "arbiter/listeners.py": (
-            "    sock.settimeout(0)\n",
-            "    sock.close()\n    raise RuntimeError('a bad release')\n",
+        "sockets/listener.py": (
+            "        sock.settimeout(0)\n",
+            "        sock.close()\n        raise RuntimeError('a bad release')\n",
         )
     },
     "it fails at the last part": {
@@ -296,10 +300,7 @@ def test_a_guard_that_dies_afterwards_is_replaced(serve):
 def test_a_worker_that_boots_goes_on_booting(serve, write_app, tmp_path):
     app = write_app(VERSIONED.format("one"))
     daemon = serve("--app-dir", str(tmp_path), app=app)
-    write_app(
-        "import os\nfrom support.stage import hold\nif 'PROCMGR_SLOT' in os.environ:\n    hold('importing')\n"
-        + VERSIONED.format("two")
-    )
+    write_app(HELD_IN_WORKERS + VERSIONED.format("two"))
     daemon.notify.skip()
     daemon.signal(signal.SIGHUP)
     booting = daemon.probe.wait("importing")
@@ -314,10 +315,7 @@ def test_a_worker_that_boots_goes_on_booting(serve, write_app, tmp_path):
 def test_a_reload_that_fails_after_the_exec_is_rolled_back(serve, write_app, tmp_path):
     app = write_app(VERSIONED.format("one"))
     daemon = serve("--app-dir", str(tmp_path), app=app)
-    write_app(
-        "import os\nfrom support.stage import hold\nif 'PROCMGR_SLOT' in os.environ:\n    hold('importing')\n"
-        "    raise RuntimeError('half deployed')\n" + VERSIONED.format("two")
-    )
+    write_app(HELD_IN_WORKERS + "    raise RuntimeError('half deployed')\n" + VERSIONED.format("two"))
     before = daemon.workers()
     daemon.signal(signal.SIGHUP)
     booting = daemon.probe.wait("importing")
@@ -453,10 +451,7 @@ def test_a_preflight_has_a_deadline(serve, write_app, tmp_path):
 def test_the_arbiter_supervises_while_a_preflight_runs_and_a_second_usr2_is_ignored(serve, write_app, tmp_path):
     app = write_app(VERSIONED.format("one"))
     daemon = serve("-w", "2", "--app-dir", str(tmp_path), app=app)
-    write_app(
-        "import os\nfrom support.stage import hold\nif 'PROCMGR_SLOT' not in os.environ:\n    hold('importing')\n"
-        + VERSIONED.format("two")
-    )
+    write_app(HELD_IN_PREFLIGHTS + VERSIONED.format("two"))
     daemon.signal(signal.SIGUSR2)
     checked = daemon.probe.wait("importing")
     daemon.signal(signal.SIGUSR2)
@@ -518,6 +513,89 @@ def test_the_preflight_drops_privileges_before_it_imports_the_application(serve)
         key: worker.told[key] for key in ("uids", "gids", "groups")
     }
     assert proc.status(daemon.pid)["Uid"] == ["0"] * 4
+
+
+# Through the control socket
+
+
+@pytest.fixture
+def at(tmp_path):
+    """The control socket's path."""
+    return tmp_path / "control.sock"
+
+
+def test_procmgrctl_upgrade_waits_until_the_new_program_is_in_charge(deploy, releases, at):
+    daemon = deploy("--control", str(at))
+    inode = at.stat().st_ino
+    releases.make("2.0")
+    releases.switch("2.0")
+    done = ctl("-s", str(at), "upgrade")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "upgraded to 2.0"), done.stderr
+    assert at.stat().st_ino == inode, "nobody could have found it missing"
+    assert f"procmgr 2.0, pid {daemon.pid}" in ctl("-s", str(at), "status").stdout
+    assert ctl("-s", str(at), "stop").returncode == 0
+    assert not at.exists()
+
+
+def test_procmgrctl_upgrade_exits_with_the_reason_of_a_refusal(serve, at, write_app, tmp_path):
+    app = write_app(VERSIONED.format("one"))
+    daemon = serve("--control", str(at), "--app-dir", str(tmp_path), app=app)
+    write_app("def app(:\n")
+    refused = ctl("-s", str(at), "upgrade")
+    assert refused.returncode == 4
+    assert re.search(r'File ".*site_app\.py", line 1', refused.stderr)
+    assert "upgrade refused: " in refused.stderr
+    with closing(Raw(at)) as raw:
+        assert raw.ask(op="follow", operation="upgrade:1")["exit"] == 4, "it can be asked about afterwards"
+        assert raw.ask(op="follow", operation="upgrade:2")["exit"] == 2
+    assert daemon.get()["version"] == "one"
+
+
+def test_procmgrctl_upgrade_during_another_is_refused_and_a_stop_ends_the_wait(serve, at, write_app, tmp_path):
+    app = write_app(VERSIONED.format("one"))
+    daemon = serve("--control", str(at), "--app-dir", str(tmp_path), app=app)
+    write_app(HELD)
+    client = Running("-s", str(at), "upgrade")
+    daemon.probe.wait("importing")
+    assert ctl("-s", str(at), "upgrade").returncode == 69
+    assert daemon.stop() == 0
+    assert client.join() == 69
+    assert "stopping" in client.said
+
+
+def test_who_waits_for_a_reload_is_told_its_end_by_the_new_program(serve, at, write_app, tmp_path):
+    app = write_app(VERSIONED.format("one"))
+    daemon = serve("--control", str(at), "--app-dir", str(tmp_path), app=app)
+    write_app(HELD_IN_WORKERS + VERSIONED.format("two"))
+    client = Running("-s", str(at), "reload")
+    booting = daemon.probe.wait("importing")
+    daemon.upgrade()
+    booting.release()
+    assert client.join() == 0
+    assert client.said.endswith("generation 2 serves\n")
+
+
+def test_a_request_that_nobody_has_read_yet_is_to_be_sent_again(serve, at):
+    daemon = serve("--control", str(at))
+    with closing(Raw(at)) as raw:
+        daemon.upgrade()
+        assert raw.event()["event"] == "exec"
+        assert raw.event() == {}
+
+
+def test_the_status_goes_on(serve, at):
+    daemon = serve("--control", str(at))
+    os.kill(daemon.workers()[0], signal.SIGKILL)
+    daemon.status("1/1 workers ready")
+    with closing(Raw(at)) as raw:
+        before = raw.ask(op="status")
+    daemon.upgrade()
+    with closing(Raw(at)) as raw:
+        after = raw.ask(op="status")
+    assert after["uptime"] > before["uptime"]
+    assert after["workers"][0]["age"] > before["workers"][0]["age"]
+    assert after["workers"][0]["predecessor"]["reason"] == before["workers"][0]["predecessor"]["reason"]
+    assert after["summary"].endswith("; upgraded to " + after["version"])
 
 
 # What fails in spite of the preflight

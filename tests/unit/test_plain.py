@@ -63,6 +63,10 @@ def test_what_is_read_equals_what_was_written(tree):
     assert round_trip(tree) == tree
 
 
+def test_a_number_that_is_a_member_of_an_enumeration_is_a_number():
+    assert load(Leaf, dump(Leaf(Level.LOW))) == Leaf(1)
+
+
 def test_members_of_a_union_with_the_same_fields_stay_what_they_were():
     assert isinstance(round_trip(Tree(Other(1))).either, Other)
 
@@ -92,6 +96,8 @@ def test_what_does_not_belong_there_is_refused_with_its_place(data, place):
     [
         ({"leaves": [{"is": "Leaf", "number": None}]}, r"Tree\.leaves\[0\]\.number"),
         ({"by_id": {"x": {"is": "Leaf", "number": 1}}}, r"Tree\.by_id"),
+        ({"level": 2}, r"Tree\.level"),
+        ({"level": True}, r"Tree\.level"),
         ({"colour": "BLUE"}, r"Tree\.colour"),
         ({"seconds": "nan"}, r"Tree\.seconds"),
         ({"pair": ["a"]}, r"Tree\.pair"),
