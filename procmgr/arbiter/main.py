@@ -144,7 +144,7 @@ class Arbiter:
             history=self._history,
             born=self._born,
         )
-        self._control = self._open_control(made.settings, left.control if left else None)
+        self._control = self._adopt_control(left) if left else self._open_control(made.settings)
         self._guard = self._adopt_guard(Guard.adopt(left.guard)) if left else self._fork_guard()
         self._nursery = Nursery(host=self._host, loop=self._loop, report=self._report, on_lost=self._on_zygote_lost)
         self._host.entrust_births(self._nursery)
@@ -367,11 +367,14 @@ class Arbiter:
         """Return what workers are made of now."""
         return self._plans.in_force(self._pool.view().generation)
 
-    def _open_control(self, settings: Settings, left: sockets.ListenerEstate | None) -> Control | None:
-        default = default_path(self._invocation.environ, settings.process.name)
-        listener = sockets.Listener.adopt(left) if left else try_open(settings.process.control, default)
-        if listener is None:
-            return None
+    def _open_control(self, settings: Settings) -> Control | None:
+        listener = try_open(settings.process.control, default_path(self._invocation.environ, settings.process.name))
+        return None if listener is None else self._serve_control(listener)
+
+    def _adopt_control(self, left: estate.Estate) -> Control | None:
+        return None if left.control is None else self._serve_control(sockets.Listener.adopt(left.control))
+
+    def _serve_control(self, listener: Listener) -> Control:
         return Control(listener=listener, loop=self._loop, now=self._host.now, answer=self._operations.answer)
 
     def _notify(self, notice: actions.Notice) -> None:

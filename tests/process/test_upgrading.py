@@ -312,6 +312,15 @@ def test_a_worker_that_boots_goes_on_booting(serve, write_app, tmp_path):
     assert booting.pid in daemon.workers()
 
 
+def test_the_first_boot_goes_on_and_ends_in_ready(launch, write_app, tmp_path):
+    daemon = launch("--app-dir", str(tmp_path), app=write_app(HELD_IN_WORKERS + VERSIONED.format("one")))
+    booting = daemon.probe.wait("importing")
+    daemon.upgrade()
+    booting.release()
+    daemon.ready()
+    assert serves(daemon, [booting.pid])
+
+
 def test_a_reload_that_fails_after_the_exec_is_rolled_back(serve, write_app, tmp_path):
     app = write_app(VERSIONED.format("one"))
     daemon = serve("--app-dir", str(tmp_path), app=app)
