@@ -49,7 +49,7 @@ def an_estate():
             plans={1: PlanEstate(settings=SETTINGS, privileges=Privileges(uid=1, gid=2, groups=(2, 3)))},
             pending=PlanEstate(settings=dataclasses.replace(SETTINGS), privileges=None),
         ),
-        listeners=ListenersEstate(open=(web,), inherited=(("web", Descriptor(11)),)),
+        listeners=ListenersEstate(open=(web,), inherited=(("web", Descriptor(11)),), strangers=(Descriptor(14),)),
         host=HostEstate(
             board=BoardEstate(fd=Descriptor(4), leased=(1, 2), totals={"requests": 2**63}),
             members=(
@@ -87,7 +87,7 @@ def test_what_is_written_is_read_again():
 
 
 def test_every_descriptor_in_it_is_passed_but_for_the_standard_streams():
-    assert an_estate().descriptors == tuple(range(4, 14))
+    assert an_estate().descriptors == tuple(range(4, 15))
 
 
 def test_the_plan_that_waits_is_the_one_in_force():

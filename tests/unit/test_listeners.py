@@ -50,4 +50,4 @@ def test_the_number_of_a_closed_listener_is_not_taken_for_what_systemd_passed():
         first = Listeners(inherited=(("web", os.dup(passed.fileno())),))
         first.open([SystemdName("web")], backlog=8, umask=None)
         first.keep(())
-        assert first.hand_over() == ListenersEstate(open=(), inherited=())
+        assert first.hand_over() == ListenersEstate(open=(), inherited=(), strangers=())
