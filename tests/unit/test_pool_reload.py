@@ -378,7 +378,6 @@ def test_a_new_worker_that_dies_after_it_was_ready_is_tried_again_before_a_fallb
     drive.ready(4)
     drive.died(4, Exit(signal=11))
     assert drive.of(ReloadEnded) == []
-    drive.wait(60)
     newest = drive.ids("starting")[0]
     drive.ready(newest)
     drive.died(newest, Exit(signal=11))
