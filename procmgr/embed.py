@@ -56,10 +56,10 @@ _FORWARDED: Final = (
 )
 _ARBITERS: Final = frozenset(
     {
-        *(name for name, entry in TABLE.items() if entry.group in {"pool", "process"}),
+        *(name for name, entry in TABLE.items() if entry.group in {"pool", "process", "development", "hooks"}),
         *("env", "env_file", "chdir"),
     }
-) - {"workers", "graceful_timeout", "max_requests", "max_requests_jitter"}
+) - {"graceful_timeout", "max_requests", "max_requests_jitter"}
 _FORMS: Final = (frozenset({"bind"}), frozenset({"uds"}), frozenset({"host", "port"}))
 _NEEDS_STRING: Final = (
     "workers and reload need the application as an import string, such as 'main:app': "
@@ -109,7 +109,7 @@ class Config:
         log_config = keywords.pop("log_config", None)
         values = _values(keywords)
         for name in values:
-            if name in _ARBITERS or (name == "workers" and values[name] != 1):
+            if name in _ARBITERS and values[name] != TABLE[name].value:
                 raise UsageError(f"{name} is for the daemon: give procmgr.run the application as an import string")
         if sum(bool(form & values.keys()) for form in _FORMS) > 1:
             raise UsageError("bind, uds, and host and port exclude each other; expected only one of them")

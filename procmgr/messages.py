@@ -1,4 +1,4 @@
-"""Messages between worker and arbiter: edges, one datagram each, over a SOCK_SEQPACKET pair.
+"""Messages between the arbiter and its children: edges, one datagram each, over a SOCK_SEQPACKET pair.
 
 Rules: a message is one JSON object of at most `MAX_BYTES`; its "t" names the type and "v" the protocol version. Sending
 never blocks and never raises: a full or closed channel returns False, since neither side may wait for the other. What
@@ -68,6 +68,16 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Arbiter: accept no more for now, and let go of connections that wait for a next request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Arbiter: accept again."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReopenLogs:
     """Arbiter: log files were reopened; with it come the descriptors for diagnostics and for access lines."""
 
@@ -104,17 +114,34 @@ class ForkFailed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Watcher: changes are noticed from now on; `trouble` says why by polling, if so. One line each."""
+
+    where: str
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Watcher: files changed; `what` names the first of them, on one line."""
+
+    what: str
+
+
 FromWorker = Born | Ready | BootFailed | DrainBegun | RecycleDue
 FromZygote = Imported | BootFailed | ForkFailed
-FromArbiter = Drain | ReopenLogs | Configure | Fork
-Message = FromWorker | FromZygote | FromArbiter
+FromWatcher = Watching | Changed
+FromArbiter = Drain | Pause | Resume | ReopenLogs | Configure | Fork
+Message = FromWorker | FromZygote | FromWatcher | FromArbiter
 
 _TYPES: Final[dict[str, type[Message]]] = {
     kind.__name__: kind
     for kind in (
         *(Born, Ready, BootFailed, DrainBegun, RecycleDue),
         *(Imported, ForkFailed),
-        *(Drain, ReopenLogs, Configure, Fork),
+        *(Watching, Changed),
+        *(Drain, Pause, Resume, ReopenLogs, Configure, Fork),
     )
 }
 

@@ -35,6 +35,12 @@ def end_all(*, except_pids: frozenset[int]) -> int:
     return len(ended)
 
 
+def bury(pid: int) -> None:
+    """Reap a child that is about to end; for at most a second, since even a killed one may be in the kernel."""
+    with suppress(ProcessLookupError):  # it is reaped already
+        _reap_one({pid}, _GRACE_SECONDS)
+
+
 def _children() -> set[int]:
     """Return the pids of this process's children; empty where /proc does not say (proc(5), task/TID/children)."""
     pid = os.getpid()

@@ -226,6 +226,14 @@ class LinuxHost:
         """Send the drain on the channel; a worker that cannot take it is met by its deadline."""
         self._tell(order.worker_id, messages.Drain(order.mode.value, order.deadline))
 
+    def pause(self, worker_id: int) -> None:
+        """Send the pause; a worker that cannot take it does not accept either."""
+        self._tell(worker_id, messages.Pause())
+
+    def resume(self, worker_id: int) -> None:
+        """Send the end of the pause."""
+        self._tell(worker_id, messages.Resume())
+
     def broadcast(self, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
         """Send `message`, with copies of `fds`, to every member, and to the zygotes of members to come."""
         for worker_id in self.members:

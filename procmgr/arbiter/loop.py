@@ -48,6 +48,14 @@ class Host(Protocol):
         """Tell a worker to drain."""
         ...
 
+    def pause(self, worker_id: int) -> None:
+        """Tell a worker to accept no more for now."""
+        ...
+
+    def resume(self, worker_id: int) -> None:
+        """Tell a worker to accept again."""
+        ...
+
     def terminate(self, worker_id: int) -> None:
         """Send TERM."""
         ...
@@ -128,6 +136,11 @@ class Loop:
         while self._exit_code is None:
             self._turn()
         return self._exit_code
+
+    def linger(self, done: Callable[[], bool], until: float) -> None:
+        """Go on, after `run`, with what is not the pool's, until `done()` or `until`, monotonic seconds."""
+        while not done() and self._host.now() < until:
+            self._turn()
 
     def post(self, event: Event) -> None:
         """Give the pool an event and execute what it answers, and so on for the events that follow from that."""
@@ -224,6 +237,10 @@ class Loop:
                 self._spawn(action)
             case actions.Drain():
                 self._host.drain(action)
+            case actions.Pause(worker_id=worker_id):
+                self._host.pause(worker_id)
+            case actions.Resume(worker_id=worker_id):
+                self._host.resume(worker_id)
             case actions.Terminate(worker_id=worker_id):
                 self._host.terminate(worker_id)
             case actions.DumpStacks(worker_id=worker_id):

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from procmgr import __version__, logs, messages, process, sockets, systemd
 from procmgr.arbiter import descendants, estate, parts, spawn
+from procmgr.arbiter.aides import Aides
 from procmgr.arbiter.control import Control, try_open
 from procmgr.arbiter.core import actions
-from procmgr.arbiter.core.events import Reload, ScaleBy, Stop
+from procmgr.arbiter.core.events import Reload, ScaleBy, Stop, StopLevel
 from procmgr.arbiter.core.view import status_line
 from procmgr.arbiter.guard import Guard
 from procmgr.arbiter.history import History
@@ -25,7 +26,7 @@ from procmgr.arbiter.host import LinuxHost, Member
 from procmgr.arbiter.loop import Loop
 from procmgr.arbiter.nursery import Nursery
 from procmgr.arbiter.operations import Operations
-from procmgr.arbiter.parts import KILL_GRACE_SECONDS, Parts, policy_of
+from procmgr.arbiter.parts import KILL_GRACE_SECONDS, QUICK_SECONDS, Parts, policy_of
 from procmgr.arbiter.reexec import Upgrade
 from procmgr.arbiter.report import Report
 from procmgr.arbiter.signals import HANDLED, SignalQueue, StopLadder
@@ -37,7 +38,7 @@ from procmgr.worker import boot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from procmgr.arbiter.core.events import Exit, StopLevel
+    from procmgr.arbiter.core.events import Exit
     from procmgr.arbiter.plans import Plan
     from procmgr.config.resolve import Invocation, Resolved
     from procmgr.config.settings import Settings
@@ -145,6 +146,17 @@ class Arbiter:
             born=self._born,
         )
         self._control = self._adopt_control(left) if left else self._open_control(made.settings)
+        self._aides = Aides(
+            invocation=invocation,
+            loop=self._loop,
+            host=self._host,
+            view=self._pool.view,
+            plan=self.plan_in_force,
+            logs=self._logs,
+            entrust=self._entrust,
+            stop_ends=self._stop_ends,
+            on_change=self._on_change,
+        )
         self._guard = self._adopt_guard(Guard.adopt(left.guard)) if left else self._fork_guard()
         self._nursery = Nursery(host=self._host, loop=self._loop, report=self._report, on_lost=self._on_zygote_lost)
         self._host.entrust_births(self._nursery)
@@ -155,10 +167,13 @@ class Arbiter:
         """Supervise until the pool finishes; returns the exit code. `envelope` is what was taken over, if anything."""
         if envelope is None:
             self._say_start()
+            self._aides.start()
         else:
             self._upgrade.ended(envelope)
+        self._aides.watch()
         self._feed_watchdog()
         code = self._loop.run()
+        self._aides.finish()
         self._nursery.close()
         left = descendants.end_all(except_pids=frozenset({self._guard.pid, *self._upgrade.pids}))
         if left:
@@ -190,6 +205,7 @@ class Arbiter:
                 level = self._ladder.climb(signum, self._host.now())
                 if level is not None:
                     self._loop.post(Stop(level))
+                    self._aides.stop(level)
             case signal.SIGHUP:
                 with suppress(ProcmgrError):  # it is logged
                     self.reload()
@@ -223,6 +239,7 @@ class Arbiter:
                 pass
         self._history.note(notice)
         self._report.say(notice)
+        self._aides.hear(notice)
         self._notify(notice)
         self._operations.hear(notice)
 
@@ -265,6 +282,7 @@ class Arbiter:
             self._control.close_in_child()
         if self._pid_file is not None:
             self._pid_file.close_in_child()
+        self._aides.close_in_child()
 
     def reload(self) -> int:
         """Read the configuration anew and roll the workers; returns the generation that this asks for.
@@ -299,6 +317,7 @@ class Arbiter:
         """Stop at `level`, or raise the level of a stop under way."""
         self._ladder.reach(level)
         self._loop.post(Stop(level))
+        self._aides.stop(level)
 
     def upgrade(self) -> int:
         """Begin to become the program that the same command line starts now; returns the number of the upgrade.
@@ -407,6 +426,19 @@ class Arbiter:
         self._host.entrust(guard, self._on_foreign_death)
         return guard
 
+    def _stop_ends(self, level: StopLevel) -> float:
+        """Return when a stop of this level that begins now is over, monotonic seconds."""
+        patience = {StopLevel.GRACEFUL: self._patience(), StopLevel.QUICK: QUICK_SECONDS + KILL_GRACE_SECONDS}
+        return self._host.now() + patience.get(level, 0.0)
+
+    def _entrust(self, pid: int) -> None:
+        self._guard.watch(pid)  # whichever guard there is
+
+    def _on_change(self, what: str) -> None:
+        log.info("%s changed", what)
+        with suppress(ProcmgrError):  # it is logged
+            self.reload()
+
     def _patience(self) -> float:
         """Return how long the arbiter's workers may take to drain after its death, in seconds."""
         return self.plan_in_force().settings.pool.graceful_timeout + KILL_GRACE_SECONDS
@@ -418,7 +450,8 @@ class Arbiter:
             log.warning("the guard (pid %d) died; forking another", pid)
             self._guard.close()
             self._guard = self._fork_guard()
-        elif not self._nursery.buried(pid, exit_):
+            self._aides.entrust()
+        elif not (self._nursery.buried(pid, exit_) or self._aides.buried(pid, exit_)):
             log.debug("buried pid %d, which is no worker", pid)
 
     def _prepare_process(self, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from procmgr import logs, process, systemd
-from procmgr.arbiter.core.policy import Policy
+from procmgr.arbiter.core.policy import Handover, Policy
 from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.listeners import Listeners
 from procmgr.arbiter.logfiles import LogFiles
@@ -104,11 +104,11 @@ def take_over(invocation: Invocation, estate: Estate) -> Parts:
 
 
 def policy_of(settings: Settings) -> Policy:
-    """Translate settings into the numbers that the pool decides by."""
-    pool = settings.pool
+    """Translate settings into the numbers that the pool decides by; under --reload all workers are new, or none."""
+    pool, developing = settings.pool, settings.development.reload
     return Policy(
         workers=pool.workers,
-        surge=pool.reload_surge.count(pool.workers),
+        surge=pool.workers if developing else pool.reload_surge.count(pool.workers),
         boot_timeout=pool.timeout_boot,
         beat_timeout=pool.timeout,
         graceful_timeout=pool.graceful_timeout,
@@ -116,6 +116,7 @@ def policy_of(settings: Settings) -> Policy:
         kill_grace=KILL_GRACE_SECONDS,
         boot_attempts=pool.boot_attempts,
         refork=settings.app.preload,
+        handover=Handover.HOLD if developing else Handover.ROLL,
     )
 
 

@@ -28,7 +28,7 @@ from procmgr import logs, messages, process
 from procmgr.arbiter.signals import ignore
 from procmgr.arbiter.spawn import fork
 from procmgr.errors import ExitCode
-from procmgr.worker import boot
+from procmgr.worker import boot, hooks
 from procmgr.worker.preload import preload
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class _Brood:
         self._board = board
         self._channel = channel
         self._stacks_fd = stacks_fd
+        self._hooked = True
         self._handlers = {signum: signal.signal(signum, ignore) for signum in _ENDING}
 
     def obey(self) -> None:
@@ -154,6 +155,8 @@ class _Brood:
                 log.error("the arbiter sent a zygote %s", type(message).__name__)
 
     def _fork(self, order: messages.Fork, fds: tuple[int, ...]) -> None:
+        if self._hooked:  # one that took too long is not called again: the workers to come have a deadline
+            self._hooked = hooks.pre_fork(self._birth, worker_id=order.worker_id, slot=order.slot)
         try:
             middle = fork(lambda: self._run_middle(order, fds), close_in_child=_nothing, reset=self._restore_signals)
         except OSError as error:

@@ -19,8 +19,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys(
             (
-                *("--reload", "--reload-dir", "--reload-include", "--reload-exclude", "--reload-delay"),
-                *("--reload-engine", "--reload-extra-file", "--http2", "--http-protocols"),
+                *("--http2", "--http-protocols"),
                 *("--ws", "--ws-max-size", "--ws-max-queue", "--ws-ping-interval", "--ws-ping-timeout"),
                 *("--ws-per-message-deflate", "--proxy-headers", "--no-proxy-headers", "--forwarded-allow-ips"),
                 *("--ssl-keyfile", "--ssl-certfile", "--ssl-keyfile-password", "--ssl-version", "--ssl-cert-reqs"),
@@ -37,6 +36,8 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         ),
         "-k": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
         "--worker-class": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
+        "--reload-engine": _NEEDLESS,
+        "--reload-extra-file": "is not an option of procmgr: use --reload-include",
         "--threads": "is not an option of procmgr: a worker runs one event loop; use more --workers",
         "--worker-connections": "is not an option of procmgr: use --limit-concurrency",
         **dict.fromkeys(

@@ -37,8 +37,8 @@ A setting is taken from the first of these that has it:
 `procmgr --print-config` shows every value with its origin, in a form that can be used as a configuration file;
 `procmgr --check-config` also imports the application.
 
-- An empty variable counts as unset. A variable with several values has them in lines; addresses and descriptors may be
-  parted by any white space.
+- An empty variable counts as unset. A variable with several values has them in lines; addresses, descriptors and
+  patterns may be parted by any white space, the directories of `reload_dirs` are parted by `:`.
 - A file is TOML, its keys are the names below, with `_` or `-`, at the top level. An unknown key is an error. `env` and
   `headers` may also be tables.
 - A relative path, in a file too, counts from the working directory in which procmgr was started.
@@ -58,6 +58,7 @@ Every flag of uvicorn that procmgr has means here what it means there, but for t
 - `--fd` may be repeated, and comes beside other addresses instead of replacing them.
 - `--limit-concurrency` counts the requests that run; uvicorn counts connections too, idle ones among them.
 - `--limit-max-requests 0` and `--limit-concurrency 0` mean no limit.
+- `--reload` takes `--workers` too, and a directory given to `--reload-exclude` may be relative.
 
 Every flag of gunicorn that procmgr has means here what it means there, but for these:
 

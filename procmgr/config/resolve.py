@@ -150,9 +150,10 @@ def _name(app: str, file: sources.File | None) -> str:
 
 def _check_paths(given: Mapping[str, Given], cwd: Path) -> None:
     inside = cwd / str(given["chdir"].value) if "chdir" in given else cwd
-    for name, base in {"chdir": cwd, "app_dir": inside, "env_file": cwd, "log_config": cwd}.items():
+    bases = {"chdir": cwd, "app_dir": inside, "reload_dirs": inside, "env_file": cwd, "log_config": cwd}
+    for name, base in bases.items():
         if name in given:
-            sources.check_path(TABLE[name], given[name], base)
+            sources.check_paths(TABLE[name], given[name], base)
 
 
 def _check_rows(settings: Settings, given: Mapping[str, Given]) -> None:
@@ -173,7 +174,11 @@ def _check_logs(given: Mapping[str, Given]) -> None:
 
 
 def _pointless(settings: Settings) -> list[str]:
-    pool = settings.pool
+    pool, development = settings.pool, settings.development
+    notes = []
     if pool.max_requests_jitter and pool.max_requests is None:
-        return ["max_requests_jitter means nothing without max_requests"]
-    return []
+        notes.append("max_requests_jitter means nothing without max_requests")
+    if not development.reload:
+        names = ("reload_dirs", "reload_includes", "reload_excludes")
+        notes += [f"{name} means nothing without reload" for name in names if getattr(development, name)]
+    return notes

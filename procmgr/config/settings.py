@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
 
 from procmgr import control, process
 from procmgr.config.declare import Applies, Entry, entries, required, setting
+from procmgr.config.development import DevelopmentSettings, HookSettings
 from procmgr.config.types import (
     Pair,
     Surge,
@@ -446,18 +447,11 @@ class Settings:
     http: HTTPSettings = HTTPSettings()
     logs: LogSettings = LogSettings()
     process: ProcessSettings = ProcessSettings()
+    development: DevelopmentSettings = DevelopmentSettings()
+    hooks: HookSettings = HookSettings()
 
 
-GROUPS: Final[Mapping[str, type[Any]]] = MappingProxyType(
-    {
-        "app": AppSettings,
-        "bind": BindSettings,
-        "pool": PoolSettings,
-        "http": HTTPSettings,
-        "logs": LogSettings,
-        "process": ProcessSettings,
-    }
-)
+GROUPS: Final[Mapping[str, type[Any]]] = MappingProxyType(get_type_hints(Settings))
 
 TABLE: Final[Mapping[str, Entry]] = MappingProxyType(
     {entry.name: entry for group, declared in GROUPS.items() for entry in entries(group, declared)}

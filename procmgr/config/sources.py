@@ -255,10 +255,14 @@ def _from_text(kind: Kind[Any], value: object) -> object:
     return kind.parse(value) if isinstance(value, str) else kind.of(value)
 
 
-def check_path(entry: Entry, given: Given, base: Path) -> None:
+def check_paths(entry: Entry, given: Given, base: Path) -> None:
     """Refuse a path, counted from `base`, at which there is not the file or directory that the setting needs."""
+    for path in given.value if isinstance(given.value, tuple) else (given.value,):
+        _check_path(entry, str(path), given.origin, base)
+
+
+def _check_path(entry: Entry, text: str, origin: Origin, base: Path) -> None:
     wants_directory = entry.setting.kind.metavar == "DIRECTORY"
-    text = str(given.value)
     wrong = ""
     try:
         mode = os.stat(base / text).st_mode  # noqa: PTH116 - the text is what a person typed
@@ -267,4 +271,4 @@ def check_path(entry: Entry, given: Given, base: Path) -> None:
     except (OSError, ValueError) as error:
         wrong = getattr(error, "strerror", None) or "that is no path"
     if wrong:
-        raise given.origin.refuse(f"{entry.name}: {show(text)} from {given.origin}: {wrong}")
+        raise origin.refuse(f"{entry.name}: {show(text)} from {origin}: {wrong}")

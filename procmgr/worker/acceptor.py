@@ -51,7 +51,7 @@ _NOTHING_TO_ACCEPT: Final = frozenset(
 class Acceptor:
     """Accepts from one listener, in this process, and owns this process's descriptor of it."""
 
-    __slots__ = ("_complained", "_factory", "_handing_over", "_listener", "_log", "_loop", "_paused")
+    __slots__ = ("_complained", "_factory", "_handing_over", "_held", "_listener", "_log", "_loop", "_paused")
 
     def __init__(
         self,
@@ -68,18 +68,26 @@ class Acceptor:
         self._paused: asyncio.TimerHandle | None = None
         self._complained = float("-inf")
         self._handing_over: set[asyncio.Task[None]] = set()
+        self._held = False
 
     def start(self) -> None:
         """Accept from now on."""
         self._paused = None
+        self._held = False
         self._loop.add_reader(self._listener.sock, self._accept)
+
+    def hold(self) -> None:
+        """Accept no more until `start` is called; what is queued waits for it, or for somebody else."""
+        self._held = True
+        self._silence()
 
     def take_queue(self) -> None:
         """Accept all that is queued, since closing the last descriptor of a listener resets it.
 
-        The queue of an inherited listener outlives us: whoever passed the listener on keeps it.
+        The queue of an inherited listener outlives us: whoever passed the listener on keeps it. And while held we are
+        not who is to serve it.
         """
-        if self._listener.origin is Origin.INHERITED:
+        if self._held or self._listener.origin is Origin.INHERITED:
             return
         for _ in range(_MORE_THAN_A_QUEUE):
             if not self._accept():
@@ -88,11 +96,14 @@ class Acceptor:
     def close(self) -> None:
         """Stop accepting and close this process's descriptor of the listener."""
         # The registration in epoll is the open file description's, which others keep open: it must go first (epoll(7)).
+        self._silence()
+        self._listener.sock.close()
+
+    def _silence(self) -> None:
         self._loop.remove_reader(self._listener.sock)
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
-        self._listener.sock.close()
 
     async def settled(self) -> None:
         """Wait until what was accepted has become connections."""

@@ -41,11 +41,19 @@ def load(target: str, *, app_dir: str = "", factory: bool = False, interface: In
 
     Raises `AppNotFoundError` (ImportError, SyntaxError, no such attribute) or `AppError` (anything else).
     """
+    return adapt(find(target, app_dir=app_dir), name=target, factory=factory, interface=interface)
+
+
+def find(target: str, *, app_dir: str = "", role: str = "application") -> object:
+    """Return what `target` names, with `app_dir` first on sys.path; `role` is what messages call it.
+
+    Raises as `load` does.
+    """
     module_name, _, attributes = target.partition(":")
     directory = _put_first(app_dir)
-    _check_form(target, module_name, attributes, directory)
+    _check_form(target, module_name, attributes, directory, role)
     module = _import(module_name, directory)
-    return adapt(_attribute(module, attributes, target), name=target, factory=factory, interface=interface)
+    return _attribute(module, attributes, f"{role} {target!r}")
 
 
 def adapt(found: object, *, name: str, factory: bool = False, interface: Interface = "auto") -> ASGIApp:
@@ -99,16 +107,16 @@ def _working_directory() -> str:
     return os.getcwd()  # noqa: PTH109 - str in, str out
 
 
-def _check_form(target: str, module_name: str, attributes: str, directory: str) -> None:
+def _check_form(target: str, module_name: str, attributes: str, directory: str, role: str) -> None:
     if "/" in module_name or module_name.endswith(".py"):
         stem = module_name.removesuffix(".py").strip("./").replace("/", ".")
-        raise AppNotFoundError(f"application {target!r} is a path: give a module, as in {stem}:{attributes or 'app'}")
+        raise AppNotFoundError(f"{role} {target!r} is a path: give a module, as in {stem}:{attributes or 'app'}")
     if not module_name or module_name.startswith("."):
-        raise AppNotFoundError(f"application {target!r} names no module: it must be module:attribute, as in main:app")
+        raise AppNotFoundError(f"{role} {target!r} names no module: it must be module:attribute, as in main:app")
     if not attributes:
         usual = [name for name in _USUAL_NAMES if hasattr(_import(module_name, directory), name)]
         wanted = f"did you mean {module_name}:{usual[0]}?" if usual else f"as in {module_name}:app"
-        raise AppNotFoundError(f"application {target!r} names no attribute: it must be module:attribute, {wanted}")
+        raise AppNotFoundError(f"{role} {target!r} names no attribute: it must be module:attribute, {wanted}")
 
 
 def _import(module_name: str, directory: str) -> object:
@@ -123,14 +131,14 @@ def _import(module_name: str, directory: str) -> object:
         raise _classify(f"importing {module_name}", error, detail) from None
 
 
-def _attribute(module: object, path: str, target: str) -> object:
+def _attribute(module: object, path: str, what: str) -> object:
     found = module
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
             where = getattr(module, "__file__", None) or "a namespace package"
-            summary = f"no attribute {name!r} for application {target!r} in {where}"
+            summary = f"no attribute {name!r} for {what} in {where}"
             raise AppNotFoundError(summary + _did_you_mean(name, dir(found), _USUAL_NAMES)) from None
     return found
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 from procmgr import logs, messages, process
 from procmgr.errors import AppError, ConfigError, ExitCode, ProcmgrError
+from procmgr.worker import hooks
 from procmgr.worker.app import load
 from procmgr.worker.server import Server
 
@@ -249,6 +250,7 @@ def _serve(birth: Birth, ending: Ending, find: Callable[[], ASGIApp]) -> int:
     process.set_pdeathsig(signal.SIGTERM)
     if os.getppid() != birth.arbiter_pid:
         return ExitCode.OK
+    hooks.post_fork(birth)
     app = find()
     os.register_at_fork(after_in_child=lambda: _leave_to_parent(birth))
     runner = ending.stack.enter_context(asyncio.Runner(loop_factory=_loop_factory(birth.settings.app.loop)))
@@ -332,6 +334,7 @@ class _Worker:
             return ExitCode.OK
         self._ready = True
         self._channel.send(messages.Ready())
+        hooks.worker_ready(self._birth, asyncio.get_running_loop())
         await self._server.serve_until_drained()
         return ExitCode.OK
 
@@ -361,6 +364,10 @@ class _Worker:
         match message:
             case messages.Drain(mode=mode, deadline=deadline):
                 self._drain(mode, deadline)
+            case messages.Pause():
+                self._server.pause()
+            case messages.Resume():
+                self._server.resume()
             case messages.Configure(log_level=level):
                 logs.set_level(level)
             case messages.ReopenLogs():

@@ -77,6 +77,20 @@ class Drain:
             self._requested.set()
         self._context.begin_drain(mode)
 
+    def pause(self) -> None:
+        """Accept no more and let go of idle connections, until `resume`; a drain goes on regardless."""
+        if self._mode is None:
+            for acceptor in self._acceptors:
+                acceptor.hold()
+            self._context.pause()
+
+    def resume(self) -> None:
+        """Accept again; a drain is not taken back."""
+        if self._mode is None:
+            self._context.resume()
+            for acceptor in self._acceptors:
+                acceptor.start()
+
     async def run(self) -> None:
         """Wait until a drain is requested and go through with it. Never raises for what the application does."""
         await self._requested.wait()

@@ -95,6 +95,16 @@ class Server:
         elif self._starting is not None:
             self._starting.cancel()
 
+    def pause(self) -> None:
+        """Accept no more for now: what is queued waits for newer code, or for `resume`."""
+        if self._drain is not None:
+            self._drain.pause()
+
+    def resume(self) -> None:
+        """Accept again."""
+        if self._drain is not None:
+            self._drain.resume()
+
     async def serve_until_drained(self) -> None:
         """Serve until a requested drain is done, the application's shutdown included."""
         assert self._drain is not None

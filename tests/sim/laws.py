@@ -7,6 +7,7 @@ from collections import Counter
 from procmgr.arbiter.core import actions, events
 from procmgr.arbiter.core.actions import DrainMode, KillReason, ReloadOutcome
 from procmgr.arbiter.core.events import StopLevel
+from procmgr.arbiter.core.policy import Handover
 from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.core.view import WorkerState, status_line
 
@@ -23,6 +24,7 @@ class WatchedPool:
         self.known = {}
         self.terminated, self.killed, self.dumped = set(), set(), set()
         self.drains = {}
+        self.paused = set()
         self.waits = Counter()
         self.asked, self.ended, self.rolled_back = set(), {}, set()
         self.once = Counter()
@@ -50,6 +52,7 @@ class WatchedPool:
         self.check_signals(before, out)
         self.check_spawns(before, after, event, out, now)
         self.check_clock(event, out, now, wake)
+        self.check_pauses(after, out)
         self.check_notices(event, was_known, after, out)
         assert status_line(after)
         return out
@@ -127,6 +130,25 @@ class WatchedPool:
                 ):  # a fork may be reported after its boot is over
                     asked = isinstance(event, events.Suspended | events.Stop | events.Spawned)
                     assert asked, "law 7: killed or given up for a clock jump"
+
+    def check_pauses(self, after, out):
+        for action in out:
+            match action:
+                case actions.Pause():
+                    assert action.worker_id not in self.paused, "law 9: paused twice"
+                    self.paused.add(action.worker_id)
+                case actions.Resume():
+                    assert action.worker_id in self.paused, "law 9: resumed without a pause"
+                    self.paused.remove(action.worker_id)
+        if after.stop is not None:
+            return
+        awaited = after.pending or after.rolling if self.holds() else None
+        ready = [w for w in after.workers if w.state is WorkerState.READY]
+        wanted = {w.worker_id for w in ready if awaited is not None and w.generation != awaited}
+        assert wanted == self.paused & {w.worker_id for w in ready}, "law 9: who accepts"
+
+    def holds(self):
+        return self.pool._state.policy.handover is Handover.HOLD
 
     def check_notices(self, event, was_known, after, out):
         died = [a for a in out if isinstance(a, actions.WorkerDied)]

@@ -10,7 +10,7 @@ import pytest
 from procmgr.arbiter.core import actions, events
 from procmgr.arbiter.core.actions import ReloadOutcome
 from procmgr.arbiter.core.events import BootFailure, Exit, StopLevel
-from procmgr.arbiter.core.policy import Backoff, Policy
+from procmgr.arbiter.core.policy import Backoff, Handover, Policy
 from sim.host import CRASHED, HEALTHY, KILLED, Host, Script
 
 BACKOFF = Backoff(first=0.5, cap=8.0, stable_after=5.0)
@@ -27,6 +27,7 @@ def policy_of(random, **changes):
         "kill_grace": 2.0,
         "backoff": BACKOFF,
         "refork": random.random() < 0.5,
+        "handover": random.choice([Handover.ROLL, Handover.ROLL, Handover.HOLD]),
     }
     return Policy(**values | changes)
 

@@ -119,7 +119,7 @@ MISTAKES = [
         2,
         "--check-config and --print-config exclude each other; expected only one of them",
     ),
-    (["--reload", "a:b"], 2, "--reload is not available in this version"),
+    (["--http2", "a:b"], 2, "--http2 is not available in this version"),
     (["--ssl-keyfile", "k.pem", "a:b"], 2, "--ssl-keyfile is not available in this version"),
     (["--no-proxy-headers", "a:b"], 2, "--no-proxy-headers is not available in this version"),
     (
@@ -252,7 +252,9 @@ def test_print_config_shows_each_value_with_its_origin(capsysbinary, monkeypatch
     assert root.calls == []
 
 
-NEEDING_OTHERS = ["app", "bind", "uds", "host", "port", "app_dir", "env_file", "log_config", "chdir", "workers"]
+NEEDING_OTHERS = [
+    *("app", "bind", "uds", "host", "port", "app_dir", "env_file", "log_config", "chdir", "workers", "reload_dirs")
+]
 GIVEN = st.fixed_dictionaries(
     {"app": st.just("main:app")},
     optional={"workers": st.just("4")}

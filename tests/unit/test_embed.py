@@ -65,7 +65,7 @@ def test_uvicorns_keyword_names_are_settings():
 
 
 def test_what_uvicorn_calls_absent_by_default_may_be_passed_as_such():
-    Config(app, reload=False, ssl_keyfile=None, ws="none", proxy_headers=False, uds=None, fd=None)
+    Config(app, reload=False, reload_delay=0.25, ssl_keyfile=None, ws="none", proxy_headers=False, uds=None, fd=None)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,9 @@ def test_what_uvicorn_calls_absent_by_default_may_be_passed_as_such():
         ({"ssl_keyfile": "key.pem"}, UsageError, "ssl_keyfile is not available"),
         ({"ws": "auto"}, UsageError, "ws is not available"),
         ({"proxy_headers": True}, UsageError, "proxy_headers is not available"),
-        ({"reload": True}, UsageError, "reload is not available"),
-        ({"reload_dirs": ["src"]}, UsageError, "reload_dirs is not available"),
+        ({"reload": True}, UsageError, "reload is for the daemon"),
+        ({"reload_dirs": ["src"]}, UsageError, "reload_dirs is for the daemon"),
+        ({"on_ready": "ops:ready"}, UsageError, "on_ready is for the daemon"),
         ({"workers": 2}, UsageError, "workers is for the daemon"),
         ({"user": "nobody"}, UsageError, "user is for the daemon"),
         ({"env_file": Path(".env")}, UsageError, "env_file is for the daemon"),
@@ -188,12 +189,17 @@ def test_a_logging_dict_reaches_the_daemon_as_a_file_that_does_not_stay(command)
     assert not Path(path).exists()
 
 
+def test_reload_is_handed_to_the_daemon(command):
+    (line,) = command("main:api", reload=True, reload_dirs=["src", "lib"], reload_includes="*.html")
+    assert line[3:-1] == ["--reload", "--reload-dir=src", "--reload-dir=lib", "--reload-include=*.html"]
+
+
 @pytest.mark.parametrize(
     ("target", "keywords", "said"),
     [
         ("main", {}, "app='main'"),
         ("main:app", {"log_config": {"x": object()}}, "log_config cannot be handed to the daemon"),
-        ("main:app", {"reload": True}, "reload is not available"),
+        ("main:app", {"ssl_keyfile": "key.pem"}, "ssl_keyfile is not available"),
     ],
 )
 def test_what_cannot_be_given_to_the_daemon_is_refused_before_it_starts(command, target, keywords, said):

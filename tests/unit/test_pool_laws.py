@@ -14,7 +14,7 @@ from sim.laws import WatchedPool
 import procmgr.arbiter.core
 from procmgr.arbiter.core import events
 from procmgr.arbiter.core.events import BootFailure, Exit, StopLevel
-from procmgr.arbiter.core.policy import Backoff, Policy
+from procmgr.arbiter.core.policy import Backoff, Handover, Policy
 from procmgr.arbiter.core.pool import Pool
 
 POLICIES = st.builds(
@@ -28,6 +28,7 @@ POLICIES = st.builds(
     dump_grace=st.sampled_from([0.0, 0.5]),
     boot_attempts=st.sampled_from([1, 3]),
     refork=st.booleans(),
+    handover=st.sampled_from(Handover),
     backoff=st.builds(Backoff, first=st.just(0.5), cap=st.just(4.0), stable_after=st.sampled_from([1.0, 10.0])),
 )
 EXITS = st.sampled_from([Exit(code=0), Exit(code=1), Exit(code=3), Exit(code=4), Exit(signal=9), Exit(signal=15)])

@@ -1,7 +1,7 @@
 """What the pool asks its shell to do, and what it wants said.
 
-Commands (`Spawn`, `Drain`, `Terminate`, `DumpStacks`, `Kill`, `Finish`) have effects. A `Notice` has none: it is a
-decision or a fact for the log, for sd_notify and for whoever waits for a reload. The shell executes actions in order.
+A `Command` has effects. A `Notice` has none: it is a decision or a fact for the log, for sd_notify and for whoever
+waits for a reload. The shell executes actions in order.
 """
 
 from __future__ import annotations
@@ -49,6 +49,20 @@ class Drain:
     worker_id: int
     mode: DrainMode
     deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Tell a serving worker to accept no more for now, and to let go of connections that wait for a next request."""
+
+    worker_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Tell a paused worker to accept again."""
+
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +209,7 @@ class ClockJumped:
     seconds: float
 
 
-Command = Spawn | Drain | Terminate | DumpStacks | Kill | Finish
+Command = Spawn | Drain | Pause | Resume | Terminate | DumpStacks | Kill | Finish
 Notice = (
     WorkerReady
     | WorkerDied

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from procmgr.arbiter.core.actions import GaveUp
 from procmgr.arbiter.core.events import BootFailure, StopLevel
+from procmgr.arbiter.core.policy import Handover
 from procmgr.arbiter.core.reload import end_all, set_back
 from procmgr.errors import ExitCode
 
@@ -40,9 +41,10 @@ def _pace(state: State, worker: Worker) -> bool:
 
 
 def _despair(state: State, failure: BootFailure | None) -> None:
-    """Give up when nothing was ever ready; never while newer code waits for its turn."""
+    """Give up when nothing was ever ready; never while newer code waits for its turn, or somebody is writing it."""
     attempts = state.pacer.failures
-    if state.ever_ready or state.pending or attempts < state.policy.boot_attempts:
+    writing = state.policy.handover is Handover.HOLD
+    if state.ever_ready or state.pending or writing or attempts < state.policy.boot_attempts:
         return
     state.out.append(GaveUp(attempts, failure))
     state.gave_up = True

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from procmgr.arbiter.core.actions import Drain, DrainMode, Kill, KillReason, Scaled, Terminate
 from procmgr.arbiter.core.events import BootFailure
 from procmgr.arbiter.core.pacing import Pacer
+from procmgr.arbiter.core.policy import Handover
 from procmgr.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Worker:
     ready_at: float | None = None
     beat_at: float = inf
     recycling: bool = False
+    paused: bool = False
     drain: DrainMode | None = None
     drain_deadline: float = inf
     terminated: bool = False
@@ -257,8 +259,14 @@ class State:
             self.out.append(command)
 
     def patience(self, mode: DrainMode) -> float:
-        """Return how long a drain may last, seconds."""
-        return self.policy.quick_timeout if mode is DrainMode.QUICK else self.policy.graceful_timeout
+        """Return how long a drain may last, seconds; old code that newer code was held back for goes quickly."""
+        outdone = mode is DrainMode.RETIRE and self.awaited() is not None
+        return self.policy.quick_timeout if outdone or mode is DrainMode.QUICK else self.policy.graceful_timeout
+
+    def awaited(self) -> int | None:
+        """Return the generation that alone may accept connections; None when every ready worker may."""
+        coming = self.pending or self.roll
+        return coming.generation if coming and self.policy.handover is Handover.HOLD else None
 
     def aim(self, workers: int) -> None:
         """Set the desired number of workers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 MAX_WORKERS: Final = 1000
@@ -31,6 +32,13 @@ class Backoff:
         return full * (1 - self.jitter * chance)
 
 
+class Handover(Enum):
+    """Who accepts connections while a reload is under way."""
+
+    ROLL = "roll"  # the old workers, until each is replaced: nobody ever waits
+    HOLD = "hold"  # only the newest code: connections wait in the listeners' queues, and nobody is served by old code
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """One immutable set of bounds for the pool. `beat_timeout` 0 switches the watch over the beat off.
@@ -48,6 +56,7 @@ class Policy:
     dump_grace: float = 0.5
     boot_attempts: int = 3
     refork: bool = False
+    handover: Handover = Handover.ROLL
     backoff: Backoff = Backoff()
 
     def __post_init__(self) -> None:

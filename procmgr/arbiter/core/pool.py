@@ -2,7 +2,8 @@
 
 Laws, held by tests/unit/test_pool_laws.py and tests/sim on random events and simulated time:
 
-1. A pool that was ever ready never stops serving because of a reload, a scale or a bad configuration.
+1. A pool that was ever ready never stops serving because of a reload, a scale or a bad configuration; `Handover.HOLD`
+   excepted, under which connections wait for a reload to end.
 2. Ready workers never fall below the desired number because of anything the pool chose to do, except that it ends a
    hung or stopped one; starting + ready ≤ desired + surge.
 3. Every worker gets TERM at most once, KILL at most once, and never a milder drain after a stricter one.
@@ -12,6 +13,8 @@ Laws, held by tests/unit/test_pool_laws.py and tests/sim on random events and si
 7. When the clock jumps nobody is killed for it.
 8. Every state answers every event, and worker ids are never reused.
 9. A pool restored from its snapshot answers every event as the first would have done.
+10. A ready worker is paused if and only if, under `Handover.HOLD`, a reload to another generation than its own is under
+    way or waits; so none is paused once the reload has ended, whatever way it did.
 
 Theory of operation. Each event takes the same steps: *record* the fact or the wish, *expire* the deadlines that have
 passed, *reconcile* what is desired with what there is (end what is too many, then spawn what is missing), and last send

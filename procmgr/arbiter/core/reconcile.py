@@ -1,10 +1,10 @@
-"""The third step: bring what there is to what is desired, ending first and spawning then; or press a stop on."""
+"""The third step: bring what there is to what is desired, ending first and spawning last; or press a stop on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from procmgr.arbiter.core.actions import BackingOff, DrainMode, KillReason, Spawn
+from procmgr.arbiter.core.actions import BackingOff, DrainMode, KillReason, Pause, Resume, Spawn
 from procmgr.arbiter.core.events import StopLevel
 from procmgr.arbiter.core.model import Worker
 from procmgr.arbiter.core.plan import Cohort, plan, slot_for, twins
@@ -24,6 +24,7 @@ def reconcile(state: State) -> None:
         _trim(state)
         changed |= advance(state)
         changed |= begin(state)
+    _hold(state)
     _fill(state)
 
 
@@ -66,6 +67,16 @@ def _trim(state: State) -> None:
             state.drain(worker, DrainMode.RETIRE)
             if state.roll:
                 state.roll.setbacks = 0
+
+
+def _hold(state: State) -> None:
+    """Pause whoever serves older code than what is awaited, and resume all others."""
+    awaited = state.awaited()
+    for worker in state.workers.values():
+        paused = awaited is not None and worker.generation != awaited
+        if worker.ready and paused is not worker.paused:
+            worker.paused = paused
+            state.out.append(Pause(worker.worker_id) if paused else Resume(worker.worker_id))
 
 
 def _fill(state: State) -> None:

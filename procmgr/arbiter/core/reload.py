@@ -49,12 +49,15 @@ def _adopt(state: State, policy: Policy, workers: int) -> None:
 
 
 def begin(state: State) -> bool:
-    """Begin the pending reload, unless it would discard a boot under way too soon after the last did."""
+    """Begin the pending reload, unless it would discard a boot under way too soon after the last did.
+
+    Under `Handover.HOLD` it is never too soon: what boots may not serve any more, and somebody waits for the newest.
+    """
     request = state.pending
     if request is None or _full(state):
         return False
     if _boot_under_way(state):
-        if state.now < state.supersede_at:
+        if state.now < state.supersede_at and state.awaited() is None:
             return False
         state.supersede_at = state.now + state.policy.boot_timeout
     if state.roll:
@@ -114,7 +117,9 @@ def set_back(state: State, roll: Roll, worker: Worker) -> None:
         _end_roll(state, roll, ReloadOutcome.ROLLED_BACK, worker.failure)
         return
     roll.setbacks += 1
-    exhausted = state.ever_ready and roll.setbacks >= state.policy.boot_attempts
+    # What was never ready, and is no development either, gives up instead (`losses`).
+    lasting = state.ever_ready or state.awaited() is not None
+    exhausted = lasting and roll.setbacks >= state.policy.boot_attempts
     if roll.fallback and (exhausted or worker.ready_at is None):
         _fall_back(state, roll.fallback)
         _end_roll(state, roll, ReloadOutcome.ROLLED_BACK, worker.failure)

@@ -240,6 +240,11 @@ class Connection(asyncio.Protocol):
         if self.phase is Phase.OPEN and self.idle:
             self.close(linger=IDLE_LINGER)
 
+    def close_if_used(self) -> None:
+        """Close a connection that waits for a further request; one without any is likely to have one on its way."""
+        if self.idle_since is not None:
+            self.close_if_idle()
+
     def open_window(self) -> None:
         """Give a connection that became idle while the service stops the same window as the others."""
         if self.context.draining in {DrainMode.STOP, DrainMode.QUICK}:

@@ -10,6 +10,9 @@ Draining, as the worker's server asks for it:
   answered with `Connection: close`, for at most the keep-alive time.
 * STOP: nobody serves on. As above, but an idle connection gets `WINDOW` seconds.
 * QUICK: as STOP; the server cancels what still runs at its deadline with `Context.abort_requests`.
+
+A pause is no drain: newer code may take over, or else this worker goes on. Responses end their connections, connections
+that wait for a next request are closed at once and new ones after `WINDOW`; what runs, runs on.
 """
 
 from __future__ import annotations
@@ -83,6 +86,9 @@ class Member(Protocol):
     def close_if_idle(self) -> None:
         """Close, unless a request is in progress."""
 
+    def close_if_used(self) -> None:
+        """Close if it had a request and waits for the next."""
+
     def abort(self) -> None:
         """Close at once."""
 
@@ -113,6 +119,7 @@ class Context:
         "max_requests",
         "now",
         "overload_logged",
+        "paused",
         "reset_contextvars",
         "response_fields",
         "root_path",
@@ -164,6 +171,7 @@ class Context:
         self.active = 0
         self.served = 0
         self.draining: DrainMode | None = None
+        self.paused = False
         self.aborting = False
         self.overload_logged = 0.0
         self.hosts: set[bytes] = set()
@@ -233,6 +241,21 @@ class Context:
     def _window_over(self) -> None:
         for connection in tuple(self.connections):
             connection.close_if_idle()
+
+    def pause(self) -> None:
+        """Let go of the connections, each as soon as nothing runs on it."""
+        self.paused = True
+        for connection in tuple(self.connections):
+            connection.close_if_used()
+        self.loop.call_later(WINDOW, self._pause_window_over)
+
+    def resume(self) -> None:
+        """Keep connections alive again."""
+        self.paused = False
+
+    def _pause_window_over(self) -> None:
+        if self.paused:
+            self._window_over()
 
     def abort_requests(self) -> None:
         """Cancel every request that still runs in the application and start no other; each is answered with 503."""

@@ -327,7 +327,8 @@ class Http1Connection(Connection):
             body = b""
         elif not line:
             line = self._delimit(request, body, more=more)
-        keep = request.keep_alive and not close and context.draining is None and line is not None
+        keep = request.keep_alive and not close and line is not None
+        keep = keep and context.draining is None and not context.paused
         if keep and self._body_open and not more:
             keep = self._discardable(cycle)
         self._keep = keep
@@ -418,6 +419,8 @@ class Http1Connection(Connection):
                 self.resume_reading()
             if context.draining is not None:
                 self.open_window()
+            elif context.paused:
+                self.close_if_idle()
 
     def _account(self, cycle: Cycle) -> None:
         context = self.context
