@@ -60,6 +60,13 @@ class RecycleDue:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeNewer:
+    """Worker: it imported `path`, which changed after its generation began."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Arbiter: drain in `mode` ("retire", "stop" or "quick") until `deadline`, CLOCK_MONOTONIC seconds."""
 
@@ -129,7 +136,7 @@ class Changed:
     what: str
 
 
-FromWorker = Born | Ready | BootFailed | DrainBegun | RecycleDue
+FromWorker = Born | Ready | BootFailed | DrainBegun | RecycleDue | CodeNewer
 FromZygote = Imported | BootFailed | ForkFailed
 FromWatcher = Watching | Changed
 FromArbiter = Drain | Pause | Resume | ReopenLogs | Configure | Fork
@@ -138,7 +145,7 @@ Message = FromWorker | FromZygote | FromWatcher | FromArbiter
 _TYPES: Final[dict[str, type[Message]]] = {
     kind.__name__: kind
     for kind in (
-        *(Born, Ready, BootFailed, DrainBegun, RecycleDue),
+        *(Born, Ready, BootFailed, DrainBegun, RecycleDue, CodeNewer),
         *(Imported, ForkFailed),
         *(Watching, Changed),
         *(Drain, Pause, Resume, ReopenLogs, Configure, Fork),

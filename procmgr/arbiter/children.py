@@ -40,3 +40,14 @@ def is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(b")")[2].split()[:1] == [b"T"]
+
+
+def killed_by(pid: int) -> int | None:
+    """Return the signal that ended a child which was not reaped yet; None if it lives, or ended otherwise."""
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if found is None or found.si_code not in {os.CLD_KILLED, os.CLD_DUMPED}:
+        return None
+    return found.si_status

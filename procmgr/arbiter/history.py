@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from procmgr.arbiter.core.view import View
-    from procmgr.arbiter.host import Member
+    from procmgr.arbiter.member import Member
     from procmgr.errors import ProcmgrError
 
 _CODES: Final = {
@@ -142,7 +142,10 @@ class History:
 
     def fault(self, death: actions.WorkerDied) -> Fault:
         """Return why a worker that died before it was ready could not start."""
-        return _fault(self._members[death.worker_id], death.failure, cause(death))
+        return _fault(self._members[death.worker_id], death.failure, self._cause(death))
+
+    def _cause(self, death: actions.WorkerDied) -> str:
+        return cause(death, self._members[death.worker_id])
 
     def _was_only_a_trial(self, death: actions.WorkerDied) -> bool:
         """Tell whether the worker that it was to succeed is still there: that one's predecessor remains who it was."""
@@ -153,7 +156,7 @@ class History:
         if not death.was_ready and self._members[death.worker_id].last_words:
             return f"could not start: {self.fault(death).summary}"
         if death.killed is not None or not death.expected:
-            return cause(death)
+            return self._cause(death)
         if reason := self._recycled.get(death.worker_id):
             return f"was recycled: {reason}"
         if death.generation < generation:

@@ -15,7 +15,6 @@ import os
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from procmgr import messages, scoreboard
@@ -35,8 +34,8 @@ from procmgr.arbiter.core.events import (
     SpawnFailed,
     Suspended,
 )
+from procmgr.arbiter.member import Member, MemberEstate
 from procmgr.errors import ExitCode
-from procmgr.handover import Descriptor
 from procmgr.plain import record
 from procmgr.worker.boot import STACKS_SIGNAL, Birth
 
@@ -44,9 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from procmgr.arbiter.guard import Guard
+    from procmgr.arbiter.oom import OomKills
     from procmgr.sockets import Listener
 
-_STACKS_BYTES: Final = 32 * 1024
 STACKS_BIT: Final = 1 << (STACKS_SIGNAL - 1)
 """The signal that has stacks dumped, in the signal sets of /proc/PID/status (proc(5))."""
 
@@ -79,48 +78,6 @@ class Births(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Member:
-    """What the arbiter holds of one worker until it is buried.
-
-    `pid` is None until the worker of a zygote announced itself; `refusal` says why it never will.
-    """
-
-    pid: int | None
-    slot: int
-    generation: int
-    channel: messages.Channel
-    row_number: int
-    row: scoreboard.Row
-    stacks_fd: int
-    last_words: messages.BootFailed | None = None
-    refusal: SpawnFailed | None = None
-
-    def stacks(self) -> str:
-        """Return the Python stacks that the worker dumped, cut to 32 KiB; empty if it did not."""
-        return os.pread(self.stacks_fd, _STACKS_BYTES, 0).decode("utf-8", "replace")
-
-    def forget_stacks(self) -> None:
-        """Make place for the next dump. The descriptor is one with the worker's: its writing goes on at the start."""
-        os.ftruncate(self.stacks_fd, 0)
-        os.lseek(self.stacks_fd, 0, os.SEEK_SET)
-
-
-@record
-class MemberEstate:
-    """A member as it is handed over."""
-
-    worker_id: int
-    pid: int | None
-    slot: int
-    generation: int
-    channel: Descriptor
-    row_number: int
-    stacks: Descriptor
-    last_words: messages.BootFailed | None
-    refusal: SpawnFailed | None = None
-
-
 @record
 class HostEstate:
     """The host as it is handed over; `protocol` is that of the channels."""
@@ -134,7 +91,8 @@ class LinuxHost:
     """The real thing.
 
     `birth` makes what a worker is born with, of its spawn order and its member record; `close_in_child` closes in a
-    forked child what the arbiter holds besides its members. With `estate` it takes over its predecessor's members.
+    forked child what the arbiter holds besides its members; `oom_kills` tells whether the kernel ran out of memory.
+    With `estate` it takes over its predecessor's members.
     """
 
     def __init__(
@@ -142,19 +100,21 @@ class LinuxHost:
         *,
         birth: Callable[[actions.Spawn, Member, messages.Channel], Birth],
         close_in_child: Callable[[tuple[Listener, ...]], None],
+        oom_kills: OomKills,
         estate: HostEstate | None = None,
     ) -> None:
         self.board = scoreboard.Scoreboard.adopt(estate.board) if estate else scoreboard.Scoreboard()
-        self.members = {each.worker_id: self._adopt(each) for each in (estate.members if estate else ())}
+        self.members = {each.worker_id: Member.adopt(each, self.board) for each in (estate.members if estate else ())}
         self._birth = birth
         self._close_arbiter = close_in_child
+        self._oom_kills = oom_kills
         self._foreign: Callable[[int, Exit], None] = lambda _pid, _exit: None
         self._guard: Guard | None = None
         self._nursery: Births | None = None
 
     def hand_over(self) -> HostEstate:
         """Return what a successor needs."""
-        members = tuple(_hand_over(worker_id, member) for worker_id, member in self.members.items())
+        members = tuple(member.hand_over(worker_id) for worker_id, member in self.members.items())
         return HostEstate(board=self.board.hand_over(), members=members)
 
     def entrust(self, guard: Guard, on_foreign_death: Callable[[int, Exit], None]) -> None:
@@ -245,8 +205,13 @@ class LinuxHost:
         """Send TERM."""
         self._signal(worker_id, signal.SIGTERM)
 
+    def abort(self, worker_id: int) -> None:
+        """Send ABRT."""
+        self._signal(worker_id, signal.SIGABRT)
+
     def kill(self, worker_id: int) -> None:
         """Send KILL."""
+        self.members[worker_id].kill_sent = True
         self._signal(worker_id, signal.SIGKILL)
 
     def dump_stacks(self, worker_id: int) -> Suspended | None:
@@ -296,6 +261,8 @@ class LinuxHost:
                 for unborn in [key for key, member in self.members.items() if member.pid is None]:
                     yield from self.receive(unborn)
                 worker_id = self._member_of(pid)
+            if worker_id is not None:
+                self._suspect_the_kernel(worker_id)
             _, status = os.waitpid(pid, 0)
             if worker_id is None:
                 self._foreign(pid, children.exit_of(status))
@@ -304,14 +271,23 @@ class LinuxHost:
                 yield from self.receive(worker_id)
             yield Exited(worker_id, children.exit_of(status))
 
+    def _suspect_the_kernel(self, worker_id: int) -> None:
+        """Take a SIGKILL that nobody here sent for the kernel's, if it killed for want of memory and no other so.
+
+        A death by another cause leaves the rise to one that waits to be reaped.
+        """
+        unsent = [key for key, member in self.members.items() if member.was_killed()]
+        if (worker_id in unsent or not unsent) and self._oom_kills.rose() and unsent == [worker_id]:
+            self.members[worker_id].out_of_memory = True
+
     def bury(self, worker_id: int) -> None:
         """Forget a member after its exit, or that it was never born, was handled; its counters go into the totals."""
         self._release(self.members.pop(worker_id))
 
     def beats(self) -> Beats:
-        """Return the newest beats; a cell is a worker's word, so one from the future counts as now."""
+        """Return the newest beat of each member."""
         now = self.now()
-        return Beats(tuple((key, min(m.row[scoreboard.BEAT] / 1e9, now)) for key, m in self.members.items()))
+        return Beats(tuple((key, member.beat(now)) for key, member in self.members.items()))
 
     def close_in_child(self, keep: tuple[Listener, ...]) -> None:
         """Close, in a forked child, every descriptor that belongs to the arbiter, but for the listeners in `keep`."""
@@ -334,21 +310,8 @@ class LinuxHost:
         row_number = self.board.lease()
         ours, theirs = messages.Channel.pair()
         stacks_fd = os.memfd_create("procmgr-stacks", os.MFD_CLOEXEC)
-        row = self.board.row(row_number)
-        return Member(None, order.slot, order.generation, ours, row_number, row, stacks_fd), theirs
-
-    def _adopt(self, estate: MemberEstate) -> Member:
-        return Member(
-            pid=estate.pid,
-            slot=estate.slot,
-            generation=estate.generation,
-            channel=messages.Channel.adopt(estate.channel),
-            row_number=estate.row_number,
-            row=self.board.row(estate.row_number),
-            stacks_fd=estate.stacks.number,
-            last_words=estate.last_words,
-            refusal=estate.refusal,
-        )
+        row, records = self.board.row(row_number), self.board.records(row_number)
+        return Member(None, order.slot, order.generation, ours, row_number, row, records, stacks_fd), theirs
 
     def _release(self, member: Member) -> None:
         member.channel.close()
@@ -396,6 +359,8 @@ class LinuxHost:
                 return DrainBegun(worker_id)
             case messages.RecycleDue(reason=reason):
                 return RecycleDue(worker_id, reason)
+            case messages.CodeNewer(path=path):
+                member.newer_code = path
             case _:
                 log.error("worker %d (slot %d) sent a %s", worker_id, member.slot, type(message).__name__)
         return None
@@ -414,17 +379,3 @@ class LinuxHost:
 def _refused(order: actions.Spawn, error: Exception) -> SpawnFailed:
     log.error("cannot start worker %d (slot %d): %s", order.worker_id, order.slot, error)
     return SpawnFailed(order.worker_id, str(error))
-
-
-def _hand_over(worker_id: int, member: Member) -> MemberEstate:
-    return MemberEstate(
-        worker_id=worker_id,
-        pid=member.pid,
-        slot=member.slot,
-        generation=member.generation,
-        channel=Descriptor(member.channel.fileno()),
-        row_number=member.row_number,
-        stacks=Descriptor(member.stacks_fd),
-        last_words=member.last_words,
-        refusal=member.refusal,
-    )

@@ -60,6 +60,10 @@ class Host(Protocol):
         """Send TERM."""
         ...
 
+    def abort(self, worker_id: int) -> None:
+        """Send ABRT."""
+        ...
+
     def kill(self, worker_id: int) -> None:
         """Send KILL."""
         ...
@@ -244,15 +248,20 @@ class Loop:
             case actions.Terminate(worker_id=worker_id):
                 self._host.terminate(worker_id)
             case actions.DumpStacks(worker_id=worker_id):
-                suspended = self._host.dump_stacks(worker_id)
-                if suspended is not None:
-                    self._queue.append(suspended)
+                self._dump_stacks(worker_id)
+            case actions.Abort(worker_id=worker_id):
+                self._host.abort(worker_id)
             case actions.Kill(worker_id=worker_id):
                 self._host.kill(worker_id)
             case actions.Finish(exit_code=exit_code):
                 self._exit_code = exit_code
             case _:
                 self._observer.on_notice(action)
+
+    def _dump_stacks(self, worker_id: int) -> None:
+        suspended = self._host.dump_stacks(worker_id)
+        if suspended is not None:
+            self._queue.append(suspended)
 
     def _spawn(self, order: actions.Spawn) -> None:
         answer = self._host.spawn(order)

@@ -22,14 +22,18 @@ from procmgr.arbiter.core.events import Reload, ScaleBy, Stop, StopLevel
 from procmgr.arbiter.core.view import status_line
 from procmgr.arbiter.guard import Guard
 from procmgr.arbiter.history import History
-from procmgr.arbiter.host import LinuxHost, Member
+from procmgr.arbiter.host import LinuxHost
+from procmgr.arbiter.lateness import LateLoops
 from procmgr.arbiter.loop import Loop
+from procmgr.arbiter.memory import MemoryGauge
 from procmgr.arbiter.nursery import Nursery
+from procmgr.arbiter.oom import OomKills
 from procmgr.arbiter.operations import Operations
-from procmgr.arbiter.parts import KILL_GRACE_SECONDS, QUICK_SECONDS, Parts, policy_of
+from procmgr.arbiter.parts import KILL_GRACE_SECONDS, QUICK_SECONDS, Parts, live_level, policy_of
 from procmgr.arbiter.reexec import Upgrade
 from procmgr.arbiter.report import Report
 from procmgr.arbiter.signals import HANDLED, SignalQueue, StopLadder
+from procmgr.arbiter.stacks import StackReader
 from procmgr.config.resolve import resolve
 from procmgr.control import default_path
 from procmgr.errors import ExitCode, ProcmgrError, UnavailableError
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from procmgr.arbiter.core.events import Exit
+    from procmgr.arbiter.member import Member
     from procmgr.arbiter.plans import Plan
     from procmgr.config.resolve import Invocation, Resolved
     from procmgr.config.settings import Settings
@@ -91,15 +96,11 @@ def check(invocation: Invocation, resolved: Resolved) -> int:
     settings = resolved.settings
     privileges = process.resolve_privileges(settings.process.user, settings.process.group)
     pid = spawn.fork(
-        lambda: boot.check(settings, privileges, invocation.environ, invocation.cwd), close_in_child=_nothing
+        lambda: boot.check(settings, privileges, invocation.environ, invocation.cwd), close_in_child=lambda: None
     )
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else ExitCode.APP_FAILED
-
-
-def _nothing() -> None:
-    """There is nothing to close in the child."""
 
 
 class Arbiter:
@@ -117,7 +118,10 @@ class Arbiter:
         left = made.estate
         self._signals = SignalQueue(left.signals if left else None)
         self._host = LinuxHost(
-            birth=self._birth, close_in_child=self._close_in_child, estate=left.host if left else None
+            birth=self._birth,
+            close_in_child=self._close_in_child,
+            oom_kills=OomKills(),
+            estate=left.host if left else None,
         )
         self._report = Report(members=self._host.members)
         self._loop = Loop(pool=self._pool, host=self._host, signals=self._signals, observer=self)
@@ -137,12 +141,18 @@ class Arbiter:
             changed=self._on_upgrade,
         )
         self._born = made.born
+        stacks = StackReader(host=self._host, loop=self._loop)
+        self._late_loops = LateLoops(host=self._host, stacks=stacks)
+        self._memory = MemoryGauge(
+            members=self._host.members, settings=lambda: self.plan_in_force().settings, post=self._loop.post
+        )
         self._operations = Operations(
             steering=self,
             host=self._host,
             loop=self._loop,
             view=self._pool.view,
             history=self._history,
+            stacks=stacks,
             born=self._born,
         )
         self._control = self._adopt_control(left) if left else self._open_control(made.settings)
@@ -235,6 +245,10 @@ class Arbiter:
             case actions.Stopping() | actions.GaveUp():
                 self._nursery.keep(())
                 self._upgrade.cancel()
+            case actions.WorkerReady(worker_id=worker_id):
+                self._memory.measure(worker_id)
+            case actions.LoopLate():
+                self._late_loops.look(notice)
             case _:
                 pass
         self._history.note(notice)
@@ -244,8 +258,9 @@ class Arbiter:
         self._operations.hear(notice)
 
     def on_sample(self, now: float) -> None:
-        """Say how it stands, and let go of control clients that were silent for too long."""
+        """Say how it stands, measure workers, and let go of control clients that were silent for too long."""
         self._say_status()
+        self._memory.sample()
         if self._control is not None:
             self._control.sweep(now)
 
@@ -268,8 +283,10 @@ class Arbiter:
             privileges=plan.privileges,
             environ=self._invocation.environ,
             cwd=self._invocation.cwd,
+            began=plan.began,
             channel=channel,
             row=member.row,
+            records=member.records,
             stacks_fd=member.stacks_fd,
             logs=self._logs,
         )
@@ -301,7 +318,7 @@ class Arbiter:
             self._notifier.reloading("reload refused")
             self._notifier.ready(f"reload refused: {error}")
             raise
-        level = _live_level(plan.settings)
+        level = live_level(plan.settings)
         if level is not None:
             logs.set_level(level)
             self._host.broadcast(messages.Configure(level))
@@ -412,7 +429,8 @@ class Arbiter:
 
     def summary(self) -> str:
         """Return the state in one line."""
-        return status_line(self._pool.view(), self._upgrade.status)
+        view = self._pool.view()
+        return status_line(view, self._upgrade.status) + self._report.mixture(view)
 
     def _say_status(self) -> None:
         self._notifier.status(self.summary())
@@ -462,8 +480,3 @@ class Arbiter:
         boot.preimport(settings)
         gc.collect()
         gc.freeze()
-
-
-def _live_level(settings: Settings) -> str | None:
-    """Return the log level that a reload applies; None where the log configuration decides."""
-    return settings.logs.log_level or (None if settings.logs.log_config else "info")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from procmgr.arbiter.core.view import View
     from procmgr.arbiter.hooks import Hooks
-    from procmgr.arbiter.host import Member
+    from procmgr.arbiter.member import Member
     from procmgr.config.settings import Settings
 
 Document = dict[str, Any]

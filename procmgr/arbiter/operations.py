@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from procmgr import control
 from procmgr.arbiter.core.events import RecycleDue, ScaleTo, StopLevel
 from procmgr.arbiter.core.view import WorkerState
-from procmgr.arbiter.stacks import StackReader, Stacks
 from procmgr.arbiter.status import Releases, Status, identity
 from procmgr.arbiter.waiters import ReloadWaiter, RestartWaiter, StopWaiter, UpgradeWaiter, Waiter
 from procmgr.config.settings import MAX_WORKERS
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from procmgr.arbiter.host import LinuxHost
     from procmgr.arbiter.loop import Loop
     from procmgr.arbiter.plans import Plan
+    from procmgr.arbiter.stacks import StackReader, Stacks
     from procmgr.control import Request
 
 T = TypeVar("T")
@@ -81,6 +81,7 @@ class Operations:
         loop: Loop,
         view: Callable[[], View],
         history: History,
+        stacks: StackReader,
         born: float,
     ) -> None:
         self._steering = steering
@@ -97,7 +98,7 @@ class Operations:
             born=born,
             summary=steering.summary,
         )
-        self._stacks = StackReader(host=host, loop=loop)
+        self._stacks = stacks
         self._waiters: list[Waiter] = []
         self._table: dict[str, Callable[[_Arguments, Client], None]] = {
             "status": self._tell_status,

@@ -17,6 +17,7 @@ from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.listeners import Listeners
 from procmgr.arbiter.logfiles import LogFiles
 from procmgr.arbiter.plans import Plans
+from procmgr.scoreboard import BEAT_SECONDS
 
 if TYPE_CHECKING:
     from procmgr.arbiter.estate import Estate
@@ -28,6 +29,7 @@ log = logging.getLogger("procmgr.error")
 
 QUICK_SECONDS: Final = 1.0
 KILL_GRACE_SECONDS: Final = 5.0
+CORE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,7 @@ def take_over(invocation: Invocation, estate: Estate) -> Parts:
 
 def policy_of(settings: Settings) -> Policy:
     """Translate settings into the numbers that the pool decides by; under --reload all workers are new, or none."""
-    pool, developing = settings.pool, settings.development.reload
+    pool, health, developing = settings.pool, settings.health, settings.development.reload
     return Policy(
         workers=pool.workers,
         surge=pool.workers if developing else pool.reload_surge.count(pool.workers),
@@ -117,6 +119,13 @@ def policy_of(settings: Settings) -> Policy:
         boot_attempts=pool.boot_attempts,
         refork=settings.app.preload,
         handover=Handover.HOLD if developing else Handover.ROLL,
+        core_grace=CORE_SECONDS if health.core_on_hang else 0.0,
+        beat_interval=BEAT_SECONDS,
+        slow_loop=health.slow_loop,
+        max_lifetime=health.max_lifetime,
+        max_lifetime_jitter=health.max_lifetime_jitter,
+        max_memory=health.max_memory,
+        max_memory_hard=health.max_memory_hard,
     )
 
 
@@ -130,3 +139,8 @@ def configure_logs(settings: Settings, *, error: int = 2, access: int = 1) -> Lo
         stdout=access,
         stderr=error,
     )
+
+
+def live_level(settings: Settings) -> str | None:
+    """Return the log level that a reload applies; None where the log configuration decides."""
+    return settings.logs.log_level or (None if settings.logs.log_config else "info")

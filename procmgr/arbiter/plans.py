@@ -7,7 +7,9 @@ is accepted, and closed when the last plan that has them is gone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Self
 
 from procmgr import process
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What workers of one generation are made of."""
+    """What workers of one generation are made of, and when that began, time.time(); `inf` is unknown."""
 
     settings: Settings
     listeners: tuple[Listener, ...]
     privileges: Privileges | None
+    began: float = inf
 
 
 @record
@@ -40,6 +43,7 @@ class PlanEstate:
 
     settings: Settings
     privileges: Privileges | None
+    began: float = inf
 
 
 @record
@@ -101,12 +105,13 @@ class Plans:
 
     def start(self, generation: int, plan: Plan) -> None:
         """Have workers of `generation` made by `plan`."""
-        self._plans[generation] = plan
+        self._plans[generation] = replace(plan, began=time.time())
 
     def begin(self, generation: int) -> None:
         """Have workers of `generation` made by the plan that waits."""
         assert self._pending is not None  # every generation after the first is begun by a reload
-        self._plans[generation], self._pending = self._pending, None
+        self.start(generation, self._pending)
+        self._pending = None
 
     def of(self, generation: int) -> Plan:
         """Return the plan that workers of `generation` are made by."""
@@ -130,8 +135,8 @@ class Plans:
 
 
 def _adopt(estate: PlanEstate, listeners: Listeners) -> Plan:
-    return Plan(estate.settings, listeners.held(estate.settings.bind.addresses), estate.privileges)
+    return Plan(estate.settings, listeners.held(estate.settings.bind.addresses), estate.privileges, began=estate.began)
 
 
 def _hand_over(plan: Plan) -> PlanEstate:
-    return PlanEstate(settings=plan.settings, privileges=plan.privileges)
+    return PlanEstate(settings=plan.settings, privileges=plan.privileges, began=plan.began)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import signal
-from typing import TYPE_CHECKING, assert_never
+import time
+from typing import TYPE_CHECKING, Final, assert_never
 
 from procmgr import scoreboard
 from procmgr.arbiter.core import actions
-from procmgr.arbiter.core.actions import ReloadOutcome
+from procmgr.arbiter.core.actions import KillReason, ReloadOutcome
 from procmgr.arbiter.core.events import Exit, StopLevel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from procmgr import messages
-    from procmgr.arbiter.host import Member
+    from procmgr.arbiter.core.view import View
+    from procmgr.arbiter.member import Member
 
 log = logging.getLogger("procmgr.error")
 
@@ -33,6 +35,9 @@ PoolNotice = (
     | actions.ClockJumped
 )
 
+_MIB: Final = 1024 * 1024
+_SHOWN_REQUESTS: Final = 8
+_DUMPED: Final = {KillReason.HUNG, KillReason.BOOT_TIMEOUT}
 _STOPPING = {
     StopLevel.GRACEFUL: "stopping: finishing what was accepted",
     StopLevel.QUICK: "stopping quickly: requests that run get a moment, then they are cancelled",
@@ -46,18 +51,31 @@ class Report:
     def __init__(self, *, members: Mapping[int, Member]) -> None:
         self._members = members
         self._said_failures: set[str] = set()
+        self._said_limits: set[int] = set()
+        self._said_newer: set[int] = set()
+
+    def mixture(self, view: View) -> str:
+        """Return the end of the status that says if some workers run newer code than their generation began with."""
+        mixed = any(each.newer_code and each.generation == view.generation for each in self._members.values())
+        return ", some with newer code: reload" if mixed and view.rolling is None else ""
 
     def say(self, notice: actions.Notice) -> None:
         """Log one notice."""
         match notice:
             case actions.WorkerReady():
                 log.info("%s ready in %.2f s", self._name(notice.worker_id), notice.boot_seconds)
+                self._say_newer_code(notice)
             case actions.WorkerDied():
                 self._say_death(notice)
             case actions.WorkerRecycled():
                 log.info("%s will be replaced: %s", self._name(notice.worker_id), notice.reason)
+            case actions.LimitTooLow():
+                self._say_limit(notice)
+            case actions.LoopLate():
+                pass  # said by `lateness`, together with what the loop does
             case actions.ReloadBegun(generation=generation):
                 self._said_failures.clear()
+                self._said_limits.clear()
                 log.info("reloading: rolling to generation %d", generation)
             case _:
                 _say_pool(notice)
@@ -68,8 +86,10 @@ class Report:
             self.say_failure(f"{self._name(death.worker_id)} could not start", member.last_words)
             return
         served = f"{_count(member.row[scoreboard.REQUESTS], 'request')} served"
-        line = f"{self._name(death.worker_id)} {cause(death)} after {death.age_seconds:.1f} s, {served}"
-        stacks = member.stacks() if death.killed is not None else ""
+        line = f"{self._name(death.worker_id)} {cause(death, member)} after {death.age_seconds:.1f} s, {served}"
+        if death.killed is not None or not death.expected:
+            line += in_flight(member, time.monotonic())
+        stacks = member.stacks() if death.killed in _DUMPED else ""
         log.log(_severity(death), "%s%s", line, f"; its stacks were:\n{stacks}" if stacks else "")
 
     def say_failure(self, what: str, words: messages.BootFailed) -> None:
@@ -83,9 +103,45 @@ class Report:
             self._said_failures.add(words.detail)
             log.error("%s\n%s", line, words.detail.rstrip())
 
+    def _say_newer_code(self, notice: actions.WorkerReady) -> None:
+        path = self._members[notice.worker_id].newer_code
+        if path is None or notice.generation in self._said_newer:
+            return
+        self._said_newer.add(notice.generation)
+        log.warning(
+            "%s runs newer code than generation %d: %s changed since; a reload brings all workers to it",
+            *(self._name(notice.worker_id), notice.generation, ascii(path)[1:-1]),
+        )
+
+    def _say_limit(self, notice: actions.LimitTooLow) -> None:
+        if notice.limit in self._said_limits:
+            return
+        self._said_limits.add(notice.limit)
+        log.error(
+            "%s uses %.1f MiB before it served anything: max_memory, %.1f MiB, is too low to have any effect",
+            *(self._name(notice.worker_id), notice.used / _MIB, notice.limit / _MIB),
+        )
+
     def _name(self, worker_id: int) -> str:
-        member = self._members[worker_id]
-        return f"worker {worker_id} (slot {member.slot}, pid {member.pid})"
+        return name_of(worker_id, self._members[worker_id])
+
+
+def name_of(worker_id: int, member: Member) -> str:
+    """Return what a worker is called in the log."""
+    return f"worker {worker_id} (slot {member.slot}, pid {member.pid})"
+
+
+def in_flight(member: Member, now: float) -> str:
+    """Return the requests that a worker runs at `now`, for the end of a line; the newest first.
+
+    A loop that is blocked was most likely blocked by the last one it began.
+    """
+    running = scoreboard.running(member.records)[::-1]
+    if not running:
+        return ""
+    shown = [f"{what} for {max(0.0, now - began / 1e9):.1f} s" for began, what in running[:_SHOWN_REQUESTS]]
+    more = max(len(running), member.row[scoreboard.ACTIVE]) - len(shown)
+    return f"; in flight: {', '.join(shown)}{f' and {more} more' if more else ''}"
 
 
 def _say_pool(notice: PoolNotice) -> None:
@@ -114,26 +170,31 @@ def _severity(death: actions.WorkerDied) -> int:
     return logging.INFO
 
 
-def cause(death: actions.WorkerDied) -> str:
+def cause(death: actions.WorkerDied, member: Member) -> str:
     """Return how a worker came to its end, as what follows its name in a sentence."""
     if death.killed is not None:
-        return f"was killed by procmgr because {death.killed.value}"
-    return "ended" if death.expected and death.exit.code == 0 else describe(death.exit)
+        size = f" ({member.memory / _MIB:.1f} MiB)" if death.killed is KillReason.MEMORY else ""
+        return f"was killed by procmgr because {death.killed.value}{size}{', core dumped' if death.exit.core else ''}"
+    if death.expected and death.exit.code == 0:
+        return "ended"
+    if member.kill_sent:
+        return describe(death.exit, sender="")
+    return describe(death.exit, sender="probably out of memory" if member.out_of_memory else "sender unknown")
 
 
-def describe(ending: Exit) -> str:
-    """Say how a process ended that was not told to."""
-    return f"exited with status {ending.code}" if ending.signal is None else f"died of {_signal_name(ending)}"
+def describe(ending: Exit, *, sender: str = "sender unknown") -> str:
+    """Say how a process ended that was not told to; `sender` is who may have sent a SIGKILL."""
+    return f"exited with status {ending.code}" if ending.signal is None else f"died of {_signal_name(ending, sender)}"
 
 
-def _signal_name(ending: Exit) -> str:
+def _signal_name(ending: Exit, sender: str) -> str:
     assert ending.signal is not None
     try:
         name = signal.Signals(ending.signal).name
     except ValueError:
         name = f"signal {ending.signal}"
-    unsent = ", sender unknown" if ending.signal == signal.SIGKILL else ""
-    return f"{name}{', core dumped' if ending.core else ''}{unsent}"
+    by = f", {sender}" if sender and ending.signal == signal.SIGKILL else ""
+    return f"{name}{', core dumped' if ending.core else ''}{by}"
 
 
 def _say_reload(ended: actions.ReloadEnded) -> None:

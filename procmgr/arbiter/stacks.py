@@ -23,8 +23,9 @@ from procmgr.scoreboard import BEAT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from procmgr.arbiter.host import LinuxHost, Member
+    from procmgr.arbiter.host import LinuxHost
     from procmgr.arbiter.loop import Loop
+    from procmgr.arbiter.member import Member
 
 PATIENCE_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 0.01

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from procmgr.arbiter.core.view import View, WorkerView
     from procmgr.arbiter.history import Departure, History, LastReload
-    from procmgr.arbiter.host import Member
+    from procmgr.arbiter.member import Member
     from procmgr.arbiter.plans import Plan
 
 Document = dict[str, Any]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from procmgr.arbiter.core.view import View
     from procmgr.arbiter.history import History, LastReload
-    from procmgr.arbiter.host import Member
+    from procmgr.arbiter.member import Member
 
 
 class Client(Protocol):

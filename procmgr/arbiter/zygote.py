@@ -195,6 +195,7 @@ class _Brood:
             ),
             channel=messages.Channel(socket.socket(fileno=channel)),
             row=self._board.row(order.row),
+            records=self._board.records(order.row),
             stacks_fd=stacks_fd,
         )
 

@@ -174,10 +174,16 @@ def _check_logs(given: Mapping[str, Given]) -> None:
 
 
 def _pointless(settings: Settings) -> list[str]:
-    pool, development = settings.pool, settings.development
+    pool, health, development = settings.pool, settings.health, settings.development
     notes = []
     if pool.max_requests_jitter and pool.max_requests is None:
         notes.append("max_requests_jitter means nothing without max_requests")
+    if health.max_lifetime_jitter and not health.max_lifetime:
+        notes.append("max_lifetime_jitter means nothing without max_lifetime")
+    if 0 < health.max_memory_hard <= health.max_memory:
+        notes.append("max_memory means nothing where max_memory_hard is not above it")
+    if health.core_on_hang and not pool.timeout:
+        notes.append("core_on_hang means nothing where timeout is 0")
     if not development.reload:
         names = ("reload_dirs", "reload_includes", "reload_excludes")
         notes += [f"{name} means nothing without reload" for name in names if getattr(development, name)]

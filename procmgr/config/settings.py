@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
 from procmgr import control, process
 from procmgr.config.declare import Applies, Entry, entries, required, setting
 from procmgr.config.development import DevelopmentSettings, HookSettings
+from procmgr.config.health import HealthSettings
 from procmgr.config.types import (
     Pair,
     Surge,
@@ -445,6 +446,7 @@ class Settings:
     bind: BindSettings = BindSettings()
     pool: PoolSettings = PoolSettings()
     http: HTTPSettings = HTTPSettings()
+    health: HealthSettings = HealthSettings()  # noqa: RUF009 - frozen, as its siblings are
     logs: LogSettings = LogSettings()
     process: ProcessSettings = ProcessSettings()
     development: DevelopmentSettings = DevelopmentSettings()

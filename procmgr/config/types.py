@@ -24,6 +24,9 @@ Pair = tuple[str, str]
 
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
+_SIZE: Final = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE_SCHEMA: Final = "^[0-9]{1,15}[KMGTkmgt]?([iI]?[bB])?$"
+_UNITS: Final = ((40, "T"), (30, "G"), (20, "M"), (10, "K"))
 _OCTAL: Final = re.compile(r"(?:0o)?[0-7]{1,4}")
 _MAX_ID: Final = (1 << 32) - 2  # (uid_t) -1 means "leave it" to setresuid(2)
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -224,6 +227,30 @@ def seconds(high: float, *, zero: bool = True, least: float = 0) -> Kind[float]:
         toml=lambda value: f"{value:.9f}".rstrip("0").rstrip("."),
         schema={"anyOf": [{"const": 0}, span]} if zero and least else span,
         example="30",
+    )
+
+
+def size() -> Kind[int]:
+    """Return the kind of an amount of memory in bytes, as in 512M; K, M, G and T are powers of 1024."""
+
+    def read(text: str) -> int:
+        match = _SIZE.fullmatch(text)
+        if match is None:
+            raise ValueError
+        return _within(int(match[1]) << 10 * " KMGT".index(match[2].upper() or " "), 0, 1 << 60)
+
+    def toml(value: int) -> str:
+        shift, unit = next((pair for pair in _UNITS if value and value % (1 << pair[0]) == 0), (0, ""))
+        return quoted(f"{value >> shift}{unit}") if unit else str(value)
+
+    return Kind(
+        metavar="SIZE",
+        wanted="a number of bytes, or of K, M, G or T, as in 512M",
+        text=read,
+        native=lambda value: read(str(value) if _is_whole(value) else string(value)),
+        toml=toml,
+        schema={"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _SIZE_SCHEMA}]},
+        example="512M",
     )
 
 

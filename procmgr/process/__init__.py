@@ -1,6 +1,7 @@
 """What a process sets on itself: death signal, name, privileges, limits, pid file; and how many CPUs it may use."""
 
 from procmgr.process.attributes import (
+    allow_core,
     get_pdeathsig,
     open_standard_streams,
     raise_nofile_limit,
@@ -18,6 +19,7 @@ __all__ = [
     "PidFile",
     "PidFileEstate",
     "Privileges",
+    "allow_core",
     "drop_privileges",
     "enlarge_signal_stack",
     "get_pdeathsig",

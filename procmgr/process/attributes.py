@@ -10,6 +10,7 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_GET_PDEATHSIG: Final = 2
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _NAME_BYTES: Final = 15
@@ -88,6 +89,17 @@ def open_standard_streams() -> None:
             null = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is `fd`
             os.set_inheritable(null, True)  # noqa: FBT003 - its only signature
             setattr(sys, name, os.fdopen(null, "r" if fd == 0 else "w", closefd=False))
+
+
+def allow_core() -> None:
+    """Let this process leave a core file: raise the soft limit to the hard one, and become dumpable again.
+
+    A process that changed its credentials is not dumpable (PR_SET_DUMPABLE(2const)): call it after `drop_privileges`.
+    Raises OSError.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1))
 
 
 def raise_nofile_limit() -> int:

@@ -6,9 +6,9 @@ It goes on while the worker drains: a worker that hangs there is found too. An i
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from procmgr.scoreboard import BEAT, LAG
+from procmgr.scoreboard import BEAT, BEAT_SECONDS, LAG
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,12 +16,9 @@ if TYPE_CHECKING:
 
     from procmgr.scoreboard import Row
 
-INTERVAL: Final = 1.0
-"""Seconds."""
-
 
 class Beat:
-    """Stamps `row` and calls `on_beat` with `loop.time()`, every `INTERVAL` seconds."""
+    """Stamps `row` and calls `on_beat` with `loop.time()`, every `BEAT_SECONDS` seconds."""
 
     __slots__ = ("_armed_for", "_loop", "_on_beat", "_row", "_timer")
 
@@ -48,6 +45,6 @@ class Beat:
         now = time.monotonic_ns()
         self._row[BEAT] = now
         self._row[LAG] = max(0, now - self._armed_for)
-        self._armed_for = now + int(INTERVAL * 1e9)
-        self._timer = self._loop.call_later(INTERVAL, self._turn)
+        self._armed_for = now + int(BEAT_SECONDS * 1e9)
+        self._timer = self._loop.call_later(BEAT_SECONDS, self._turn)
         self._on_beat(self._loop.time())

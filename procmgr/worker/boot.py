@@ -30,6 +30,8 @@ from procmgr import logs, messages, process
 from procmgr.errors import AppError, ConfigError, ExitCode, ProcmgrError
 from procmgr.worker import hooks
 from procmgr.worker.app import load
+from procmgr.worker.debugging import watch_for_debugger
+from procmgr.worker.freshness import changed_since
 from procmgr.worker.server import Server
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from procmgr.config.settings import Settings
     from procmgr.logs import LogSetup
     from procmgr.process import Privileges
-    from procmgr.scoreboard import Row
+    from procmgr.scoreboard import Records, Row
     from procmgr.sockets import Listener
     from procmgr.worker.app import ASGIApp
 
@@ -65,7 +67,7 @@ log = logging.getLogger("procmgr.error")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Birth:
-    """What a worker is born with."""
+    """What a worker is born with. `began` is when its generation did, time.time()."""
 
     worker_id: int
     slot: int
@@ -76,8 +78,10 @@ class Birth:
     privileges: Privileges | None
     environ: Mapping[str, str]
     cwd: Path
+    began: float
     channel: messages.Channel
     row: Row
+    records: Records
     stacks_fd: int
     logs: LogSetup
 
@@ -250,8 +254,14 @@ def _serve(birth: Birth, ending: Ending, find: Callable[[], ASGIApp]) -> int:
     process.set_pdeathsig(signal.SIGTERM)
     if os.getppid() != birth.arbiter_pid:
         return ExitCode.OK
+    if birth.settings.health.core_on_hang:
+        process.allow_core()
+    watch_for_debugger(birth.row, workers=birth.settings.pool.workers)
+    known = frozenset(sys.modules)
     hooks.post_fork(birth)
     app = find()
+    if (newer := changed_since(birth.began, but=known)) is not None:
+        birth.channel.send(messages.CodeNewer(newer))
     os.register_at_fork(after_in_child=lambda: _leave_to_parent(birth))
     runner = ending.stack.enter_context(asyncio.Runner(loop_factory=_loop_factory(birth.settings.app.loop)))
     worker = _Worker(birth, app)
@@ -318,6 +328,7 @@ class _Worker:
             settings=birth.settings,
             listeners=birth.listeners,
             row=birth.row,
+            records=birth.records,
             logs=birth.logs,
             on_request_limit=self._on_request_limit,
         )

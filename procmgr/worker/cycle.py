@@ -95,6 +95,7 @@ class Cycle:
         "ended",
         "fields",
         "lost",
+        "record",
         "request",
         "state",
         "status",
@@ -102,6 +103,7 @@ class Cycle:
     )
 
     fields: Fields
+    record: int
     status: int
     _left: int
 
@@ -130,7 +132,7 @@ class Cycle:
             if self.state != COMPLETE or result is not None:
                 self._returned(result)
         finally:
-            self._wire.context.ended(self.task)
+            self._wire.context.ended(self.task, self.record)
 
     # -- what the application calls ------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
-from procmgr.scoreboard import LOG_DROPPED
+from procmgr.scoreboard import LOG_DROPPED, InFlight
 from procmgr.worker.acceptor import Acceptor
 from procmgr.worker.access import access_log
 from procmgr.worker.beat import Beat
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from procmgr.config.settings import HTTPSettings, Settings
     from procmgr.logs import LogSetup
-    from procmgr.scoreboard import Row
+    from procmgr.scoreboard import Records, Row
     from procmgr.sockets import Listener
     from procmgr.worker.app import ASGIApp
 
@@ -49,11 +49,13 @@ class Server:
         row: Row,
         logs: LogSetup,
         on_request_limit: Callable[[int], None],
+        records: Records | None = None,
     ) -> None:
         self._app = app
         self._settings = settings
         self._listeners = listeners
         self._row = row
+        self._records = records
         self._logs = logs
         self._on_request_limit = on_request_limit
         self._state: dict[str, Any] = {}
@@ -127,6 +129,7 @@ class Server:
             app=self._app,
             loop=loop,
             row=self._row,
+            inflight=InFlight(self._records),
             error_log=log,
             access=access_log(self._logs, loop),
             state=self._state,

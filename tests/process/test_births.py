@@ -8,12 +8,14 @@ import pytest
 
 from procmgr import messages
 from procmgr.arbiter.core.events import BootFailure, Exit, Exited, Ready, Spawned, SpawnFailed
-from procmgr.arbiter.host import LinuxHost, Member
+from procmgr.arbiter.host import LinuxHost
+from procmgr.arbiter.member import Member
+from procmgr.arbiter.oom import OomKills
 
 
 @pytest.fixture
 def host():
-    made = LinuxHost(birth=None, close_in_child=lambda _: None)
+    made = LinuxHost(birth=None, close_in_child=lambda _: None, oom_kills=OomKills())
     yield made
     for worker_id in list(made.members):
         made.bury(worker_id)
@@ -25,7 +27,9 @@ def expect(host, worker_id):
     ours, theirs = messages.Channel.pair()
     number = host.board.lease()
     stacks = os.memfd_create("stacks")
-    host.members[worker_id] = Member(None, 0, 1, ours, number, host.board.row(number), stacks)
+    host.members[worker_id] = Member(
+        None, 0, 1, ours, number, host.board.row(number), host.board.records(number), stacks
+    )
     return theirs
 
 

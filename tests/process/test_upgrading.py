@@ -56,7 +56,7 @@ BROKEN = {
     "a missing module": ({"arbiter/loop.py": ("import heapq\n", "import no_such_module\n")}, "no_such_module"),
     "a later state": ({"arbiter/estate.py": ("VERSION: Final = 1", "VERSION: Final = 2")}, "version 1"),
     "other messages": ({"messages.py": ("PROTOCOL_VERSION: Final = 1", "PROTOCOL_VERSION: Final = 2")}, "messages"),
-    "another scoreboard": ({"scoreboard.py": ("LAYOUT_VERSION: Final = 1", "LAYOUT_VERSION: Final = 2")}, "scoreboard"),
+    "another scoreboard": ({"scoreboard.py": ("LAYOUT_VERSION: Final = 2", "LAYOUT_VERSION: Final = 3")}, "scoreboard"),
     "a program that knows no upgrades": (
         {"cli/main.py": ("    ticket = handover.claim(os.environ)\n", "    return 0\n")},
         "did not say why",
@@ -152,7 +152,7 @@ def test_counters_go_on(serve):
     for _ in range(4):
         daemon.get()
     os.kill(daemon.workers()[0], signal.SIGKILL)
-    daemon.logged("7 requests served")
+    daemon.logged("[67] requests served")  # the last may be answered and not yet counted
 
 
 def test_the_pid_file_stays_locked_by_the_same_process_and_goes_with_it(serve, tmp_path):

@@ -167,6 +167,7 @@ def test_the_scope_is_what_the_specification_says(codec):
             scope = dict(scopes[0])
             assert scope.pop("state") == {**state, "mine": 1}
             assert "mine" not in server.context.state
+            assert scope.pop("extensions")["procmgr"].keys() == {"draining"}
             assert scopes[1]["asgi"] is not scope["asgi"]
             headers = [tuple(pair) for pair in scope.pop("headers")]
             assert headers == [(b"host", b"h"), (b"x-a", b"1"), (b"x-a", b"2"), (b"content-length", b"0")]

@@ -148,6 +148,8 @@ class Host:
             case actions.Terminate():
                 assert process.alive, "TERM to a process that is not forked"
                 self.later(process.script.term, process, "exit", TERMED)
+            case actions.Abort():
+                assert process.alive, "ABRT to a process that is not forked"
             case actions.Kill():
                 assert process.alive, "KILL to a process that is not forked"
                 self.later(0.005, process, "exit", KILLED)
@@ -177,6 +179,7 @@ class Host:
                 self.send(events.Spawned(worker_id, 1000 + worker_id))
             case "ready":
                 process.ready = True
+                self.send(events.Measured(worker_id, 50))
                 for seconds, fate in script.life:
                     self.later(seconds, process, fate)
                 self.send(events.Ready(worker_id))
@@ -198,6 +201,10 @@ class Host:
                 self.send(events.Suspended(worker_id))
             case "recycle":
                 self.send(events.RecycleDue(worker_id, "1000 requests"))
+            case "grow":
+                self.send(events.Measured(worker_id, 150))
+            case "burst":
+                self.send(events.Measured(worker_id, 250))
             case "term":
                 self.later(min(script.drain, 5.0), process, "exit", OK)
                 self.send(events.DrainBegun(worker_id))

@@ -22,7 +22,7 @@ class WatchedPool:
         self.now = now
         self.stable_after = policy.backoff.stable_after
         self.known = {}
-        self.terminated, self.killed, self.dumped = set(), set(), set()
+        self.terminated, self.killed, self.dumped, self.aborted = set(), set(), set(), set()
         self.drains = {}
         self.paused = set()
         self.waits = Counter()
@@ -69,7 +69,9 @@ class WatchedPool:
             if isinstance(action, actions.Terminate):
                 assert action.worker_id not in ready, "laws 1 and 2: a serving worker was terminated"
             if isinstance(action, actions.Kill) and action.worker_id in ready:
-                assert action.reason in {KillReason.HUNG, KillReason.SUSPENDED, KillReason.STOPPING}
+                assert action.reason in {
+                    *(KillReason.HUNG, KillReason.SUSPENDED, KillReason.MEMORY, KillReason.STOPPING)
+                }
 
     def check_signals(self, before, out):
         for action in out:
@@ -83,6 +85,10 @@ class WatchedPool:
                 case actions.DumpStacks():
                     assert worker_id not in self.dumped | self.killed
                     self.dumped.add(worker_id)
+                case actions.Abort():
+                    assert worker_id in self.dumped, "law 3: ABRT only after the dump"
+                    assert worker_id not in self.aborted | self.killed, "law 3: ABRT at most once, none after KILL"
+                    self.aborted.add(worker_id)
                 case actions.Kill():
                     assert worker_id not in self.killed, "law 3: KILL at most once"
                     self.killed.add(worker_id)
@@ -128,8 +134,9 @@ class WatchedPool:
                 if isinstance(
                     action, actions.Kill | actions.DumpStacks
                 ):  # a fork may be reported after its boot is over
-                    asked = isinstance(event, events.Suspended | events.Stop | events.Spawned)
+                    asked = isinstance(event, events.Suspended | events.Measured | events.Stop | events.Spawned)
                     assert asked, "law 7: killed or given up for a clock jump"
+                assert not isinstance(action, actions.LoopLate), "law 7: called late for a clock jump"
 
     def check_pauses(self, after, out):
         for action in out:
@@ -166,6 +173,8 @@ class WatchedPool:
                 case actions.PoolReady() | actions.GaveUp() | actions.Finish():
                     self.once[type(action)] += 1
                     assert self.once[type(action)] == 1, f"{action} twice"
+                case actions.LoopLate():
+                    assert isinstance(event, events.Beats), "nobody is late by an old beat"
                 case actions.BackingOff():
                     assert after.backoff_until is not None
                     wait = after.backoff_until, action.failures

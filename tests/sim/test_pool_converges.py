@@ -14,7 +14,7 @@ from procmgr.arbiter.core.policy import Backoff, Handover, Policy
 from sim.host import CRASHED, HEALTHY, KILLED, Host, Script
 
 BACKOFF = Backoff(first=0.5, cap=8.0, stable_after=5.0)
-FATES = ["crash", "leave", "hang", "suspend", "recycle", "term"]
+FATES = ["crash", "leave", "hang", "suspend", "recycle", "term", "grow", "burst"]
 
 
 def policy_of(random, **changes):
@@ -25,6 +25,10 @@ def policy_of(random, **changes):
         "beat_timeout": random.choice([0.0, 12.0]),
         "graceful_timeout": 8.0,
         "kill_grace": 2.0,
+        "slow_loop": random.choice([0.0, 1.0]),
+        "core_grace": random.choice([0.0, 1.0]),
+        "max_memory": 100,
+        "max_memory_hard": 200,
         "backoff": BACKOFF,
         "refork": random.random() < 0.5,
         "handover": random.choice([Handover.ROLL, Handover.ROLL, Handover.HOLD]),

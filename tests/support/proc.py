@@ -173,3 +173,10 @@ def borrow(pid: int, inode: int) -> socket.socket:
     if copy < 0:
         raise OSError(ctypes.get_errno(), "pidfd_getfd")
     return socket.socket(fileno=copy)
+
+
+def limit(pid: int, name: str) -> tuple[str, str]:
+    """Return the soft and hard value of a row of /proc/PID/limits."""
+    rows = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    soft, hard = next(row[len(name) :].split()[:2] for row in rows if row.startswith(name))
+    return soft, hard

@@ -97,7 +97,10 @@ def test_help_is_one_sentence_with_an_end_and_says_something_of_its_own():
 def test_what_the_arbiter_decides_by_is_live_and_what_it_holds_is_not():
     live = {name for name, entry in TABLE.items() if entry.setting.applies is Applies.LIVE}
     hooks = {"on_start", "on_ready", "on_reload", "on_stop", "worker_exit"}
-    assert live == {"workers", "timeout", "timeout_boot", "reload_surge", "boot_attempts", "log_level"} | hooks
+    assert live == hooks | {
+        *("workers", "timeout", "timeout_boot", "reload_surge", "boot_attempts", "log_level"),
+        *("slow_loop", "max_lifetime", "max_lifetime_jitter", "max_memory", "max_memory_hard", "memory_measure"),
+    }
 
 
 # --- coming from elsewhere ---------------------------------------------------------------------------------------

@@ -222,3 +222,27 @@ def test_any_text_survives_toml(value):
 def test_only_kinds_of_several_values_have_items():
     for entry in TABLE.values():
         assert (entry.setting.kind.item is not None) == (entry.setting.kind.shape is Shape.MANY)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "toml"),
+    [
+        ("0", 0, "0"),
+        ("1000", 1000, "1000"),
+        ("512M", 512 << 20, '"512M"'),
+        ("512MiB", 512 << 20, '"512M"'),
+        ("1536m", 1536 << 20, '"1536M"'),
+        ("2gb", 2 << 30, '"2G"'),
+        ("1024", 1024, '"1K"'),
+        ("3T", 3 << 40, '"3T"'),
+    ],
+)
+def test_an_amount_of_memory_is_bytes_in_powers_of_1024(text, value, toml):
+    assert types.size().parse(text) == value
+    assert types.size().toml(value) == toml
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5G", "-1M", "1 M", "1X", "1Mi", "9" * 16, "999999999999999T", "auto"])
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(BadValue, match=r"512M|to"):
+        types.size().parse(text)

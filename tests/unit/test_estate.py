@@ -13,9 +13,10 @@ from procmgr.arbiter.core.policy import Policy
 from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.guard import GuardEstate
 from procmgr.arbiter.history import Departure, HistoryEstate, LastReload
-from procmgr.arbiter.host import HostEstate, MemberEstate
+from procmgr.arbiter.host import HostEstate
 from procmgr.arbiter.listeners import ListenersEstate
 from procmgr.arbiter.logfiles import LogFilesEstate
+from procmgr.arbiter.member import MemberEstate
 from procmgr.arbiter.plans import PlanEstate, PlansEstate
 from procmgr.arbiter.signals import SignalsEstate
 from procmgr.config.resolve import build

@@ -26,6 +26,12 @@ POLICIES = st.builds(
     graceful_timeout=st.sampled_from([0.0, 4.0, float("inf")]),
     kill_grace=st.sampled_from([0.5, 2.0]),
     dump_grace=st.sampled_from([0.0, 0.5]),
+    core_grace=st.sampled_from([0.0, 10.0]),
+    slow_loop=st.sampled_from([0.0, 0.01, 1.0]),
+    max_lifetime=st.sampled_from([0.0, 5.0, 60.0]),
+    max_lifetime_jitter=st.sampled_from([0.0, 10.0]),
+    max_memory=st.sampled_from([0, 100]),
+    max_memory_hard=st.sampled_from([0, 200]),
     boot_attempts=st.sampled_from([1, 3]),
     refork=st.booleans(),
     handover=st.sampled_from(Handover),
@@ -100,6 +106,7 @@ class AnyEvents(RuleBasedStateMachine):
                 events.Suspended(worker_id),
                 events.DrainBegun(worker_id),
                 events.RecycleDue(worker_id, "requests"),
+                events.Measured(worker_id, data.draw(st.sampled_from([50, 150, 250]))),
             ]
         )
         self.send(data.draw(fact))

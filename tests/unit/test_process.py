@@ -1,5 +1,6 @@
 """What a process sets on itself, in forked children where it could not be undone; usable CPUs; the pid file."""
 
+import ctypes
 import errno
 import fcntl
 import grp
@@ -19,6 +20,7 @@ from procmgr.errors import ConfigError, PrivilegeError, ProcmgrError
 from procmgr.process import (
     PidFile,
     Privileges,
+    allow_core,
     drop_privileges,
     get_pdeathsig,
     raise_nofile_limit,
@@ -49,6 +51,21 @@ def in_child(check):
 
 
 # Attributes
+
+
+@root_only
+def test_a_process_that_changed_its_user_may_leave_a_core_file_again():
+    def check():
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        prctl = ctypes.CDLL(None).prctl
+        assert prctl(3, 0, 0, 0, 0) != 1, "PR_GET_DUMPABLE"
+        allow_core()
+        assert prctl(3, 0, 0, 0, 0) == 1
+        assert resource.getrlimit(resource.RLIMIT_CORE)[0] == hard
+
+    in_child(check)
 
 
 def test_the_death_signal_is_set_and_switched_off():

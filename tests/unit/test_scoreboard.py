@@ -73,7 +73,7 @@ def test_an_existing_scoreboard_is_mapped_and_a_strange_one_refused(board):
     assert again.row(1)[REQUESTS] == 5
     again.close()
     strange = os.memfd_create("strange")
-    os.ftruncate(strange, scoreboard.ROW_BYTES * (MAX_ROWS + 1))
+    os.ftruncate(strange, os.fstat(board.fd).st_size)
     with pytest.raises(ValueError, match="not a scoreboard"):
         Scoreboard(fd=strange)
     os.close(strange)
@@ -97,3 +97,50 @@ def test_what_is_no_scoreboard_of_this_layout_is_not_taken_over(board):
     board.row(0)[1] = 99
     with pytest.raises(ValueError, match="layout"):
         Scoreboard.adopt(board.hand_over())
+
+
+def test_what_runs_in_a_worker_is_read_with_its_age_oldest_first(board):
+    number = board.lease()
+    inflight = scoreboard.InFlight(board.records(number))
+    first, second = (
+        inflight.begin(b"GET /slow HTTP/1.1\r\nHost: h\r\n"),
+        inflight.begin(b"POST /later?key=secret HTTP/1.1\r\n"),
+    )
+    running = scoreboard.running(board.records(number))
+    assert [what for _, what in running] == ["GET /slow", "POST /later"]
+    assert 0 < running[0][0] <= running[1][0]
+    inflight.end(first)
+    assert [what for _, what in scoreboard.running(board.records(number))] == ["POST /later"]
+    inflight.end(second)
+    assert scoreboard.running(board.records(number)) == []
+
+
+def test_a_record_is_cut_and_what_a_worker_wrote_is_escaped(board):
+    records = board.records(board.lease())
+    inflight = scoreboard.InFlight(records)
+    inflight.begin(b"GET /" + b"a" * 500)
+    inflight.begin("GET /\x1b[2J\né'\\ HTTP/1.1\r\n".encode())
+    texts = sorted(what for _, what in scoreboard.running(records))
+    assert texts == ["GET /" + "\\x1b[2J\\n\\xc3\\xa9'\\\\", "GET /" + "a" * 115]
+    records[:] = os.urandom(scoreboard.RECORDS_BYTES)
+    assert all(what.isascii() and what.isprintable() for _, what in scoreboard.running(records))
+
+
+def test_requests_beyond_the_records_are_not_recorded_and_do_no_harm(board):
+    records = board.records(board.lease())
+    inflight = scoreboard.InFlight(records)
+    places = [inflight.begin(b"GET /") for _ in range(scoreboard.RECORDS + 3)]
+    assert len(scoreboard.running(records)) == scoreboard.RECORDS
+    for place in places:
+        inflight.end(place)
+    assert scoreboard.running(records) == []
+    assert len({inflight.begin(b"GET /") for _ in range(scoreboard.RECORDS)}) == scoreboard.RECORDS
+
+
+def test_records_of_two_rows_do_not_overlap_and_are_zeroed_with_their_row(board):
+    one, other = board.lease(), board.lease()
+    board.records(one)[:] = b"\xff" * scoreboard.RECORDS_BYTES
+    assert bytes(board.records(other)) == bytes(scoreboard.RECORDS_BYTES)
+    assert list(board.row(other)) == [0] * ROW_CELLS
+    board.release(one)
+    assert bytes(board.records(one)) == bytes(scoreboard.RECORDS_BYTES)

@@ -24,6 +24,8 @@ class Member:
 
     generation: int
     last_words: messages.BootFailed | None = None
+    kill_sent: bool = False
+    out_of_memory: bool = False
 
 
 class Story:

@@ -28,6 +28,7 @@ class KillReason(Enum):
     BOOT_TIMEOUT = "it was not ready in time"
     HUNG = "its event loop was blocked"
     SUSPENDED = "it was stopped"
+    MEMORY = "it used more memory than max_memory_hard"
     DRAIN_TIMEOUT = "it did not finish draining in time"
     TERM_IGNORED = "it did not end on TERM"
     STOPPING = "the stop was forced"
@@ -80,6 +81,13 @@ class DumpStacks:
 
 
 @dataclass(frozen=True, slots=True)
+class Abort:
+    """Send ABRT to a hung worker, so that it leaves a core file before the `Kill` that follows."""
+
+    worker_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Kill:
     """Send KILL."""
 
@@ -108,8 +116,8 @@ class WorkerReady:
 class WorkerDied:
     """Notice: a worker is gone.
 
-    `killed` is set when procmgr killed it, `expected` when it was on its way out already: told to end, given up, or
-    draining because an operator sent it TERM.
+    `killed` is set when procmgr killed or aborted it, `expected` when it was on its way out already: told to end, given
+    up, or draining because an operator sent it TERM.
     """
 
     worker_id: int
@@ -130,6 +138,26 @@ class WorkerRecycled:
     worker_id: int
     slot: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitTooLow:
+    """Notice: a worker that has not served yet uses `used` bytes, more than max_memory; it will not be replaced for it.
+
+    Its replacement would use as much, and be replaced in its turn, and so on.
+    """
+
+    worker_id: int
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLate:
+    """Notice: a worker's beat is overdue by `seconds`. Once for each lateness: the next one follows a beat."""
+
+    worker_id: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +237,13 @@ class ClockJumped:
     seconds: float
 
 
-Command = Spawn | Drain | Pause | Resume | Terminate | DumpStacks | Kill | Finish
+Command = Spawn | Drain | Pause | Resume | Terminate | DumpStacks | Abort | Kill | Finish
 Notice = (
     WorkerReady
     | WorkerDied
     | WorkerRecycled
+    | LimitTooLow
+    | LoopLate
     | BackingOff
     | PoolReady
     | ReloadBegun

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from procmgr.arbiter.core.actions import ClockJumped, DumpStacks, KillReason
+from procmgr.arbiter.core.actions import ClockJumped, DumpStacks, KillReason, LoopLate
 from procmgr.arbiter.core.events import BootFailure
 from procmgr.arbiter.core.losses import judge_loss
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 WATCH: Final = 5.0
 LATE: Final = 2.0
 
+# A beat that is overdue says nothing about its worker when the arbiter is late as well: the machine is busy, or both
+# were frozen. If so by more than PUNCTUAL, workers have EXCUSE to beat before they are called late.
+PUNCTUAL: Final = 0.1
+EXCUSE: Final = 0.5
+
 
 def measure_pause(state: State, now: float, *, wake: float | None) -> None:
     """Set the time; if this call is far later than `wake`, move all deadlines and beats by the time since the last one.
@@ -33,6 +38,9 @@ def measure_pause(state: State, now: float, *, wake: float | None) -> None:
     """
     pause = now - state.now
     state.now = now
+    if wake is not None and now - wake > PUNCTUAL:
+        for worker in state.workers.values():
+            worker.excuse(now + EXCUSE)
     if wake is None or now - wake <= LATE:
         return
     for worker in state.workers.values():
@@ -50,6 +58,8 @@ def expire(state: State) -> None:
             _give_up_on(state, worker, KillReason.BOOT_TIMEOUT)
         elif worker.hung_at(state.policy.beat_timeout) <= state.now:
             _give_up_on(state, worker, KillReason.HUNG)
+        elif worker.expires_at(state.policy) <= state.now:
+            state.recycle(worker, f"it served for {state.policy.max_lifetime:g} s or more")
     if state.pacer.failures:
         for worker in state.workers.values():
             if worker.ready and worker.served(state.now, state.policy.backoff.stable_after):
@@ -59,10 +69,23 @@ def expire(state: State) -> None:
 def _give_up_on(state: State, worker: Worker, reason: KillReason) -> None:
     """Have its stacks dumped and kill it soon after. A late sign of life does not save it: the age was proven."""
     lost = worker.present
-    worker.doom(reason, state.now + state.policy.dump_grace, state.now)
+    kill_at = state.now + state.policy.dump_grace
+    if reason is KillReason.HUNG and state.policy.core_grace:
+        worker.abort_at = kill_at
+        kill_at += state.policy.core_grace
+    worker.doom(reason, kill_at, state.now)
     state.out.append(DumpStacks(worker.worker_id))
     if lost:
         judge_loss(state, worker)
+
+
+def judge_lateness(state: State) -> None:
+    """Say once of a loop that it is late. Call it when the newest beats were just read: by old ones all look late."""
+    policy = state.policy
+    for worker in state.workers.values():
+        if worker.late_at(policy) <= state.now < worker.hung_at(policy.beat_timeout):
+            worker.late = True
+            state.out.append(LoopLate(worker.worker_id, state.now - worker.beat_at - policy.beat_interval))
 
 
 def next_wake(state: State) -> float | None:
@@ -83,6 +106,10 @@ def _deadlines(state: State) -> Iterator[float]:
 def _worker_deadlines(state: State, worker: Worker) -> Iterator[float]:
     yield worker.boot_expires()
     yield worker.hung_at(state.policy.beat_timeout)
+    # Past already if the event at hand brought no beats; at the next call it will.
+    yield max(worker.late_at(state.policy), state.now + PUNCTUAL)
+    yield worker.expires_at(state.policy)
+    yield worker.abort_due()
     yield worker.kill_due()
     if state.pacer.failures and worker.ready and state.pacer.on_trial(worker):
         yield worker.stable_at(state.policy.backoff.stable_after)

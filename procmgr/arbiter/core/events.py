@@ -108,6 +108,14 @@ class RecycleDue:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """The worker uses so much memory, bytes. The first one after `Ready` is what it needs before it has served."""
+
+    worker_id: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """The worker's process is gone and reaped. Only this, never a closed channel, is a worker's death."""
 
@@ -150,6 +158,6 @@ class Stop:
     level: StopLevel
 
 
-Fact = Spawned | SpawnFailed | Ready | BootFailed | Suspended | DrainBegun | RecycleDue | Exited
+Fact = Spawned | SpawnFailed | Ready | BootFailed | Suspended | DrainBegun | RecycleDue | Measured | Exited
 Wish = ScaleBy | ScaleTo | Reconfigure | Reload | Stop
 Event = Tick | Beats | Fact | Wish

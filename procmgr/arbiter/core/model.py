@@ -13,7 +13,7 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from procmgr.arbiter.core.actions import Drain, DrainMode, Kill, KillReason, Scaled, Terminate
+from procmgr.arbiter.core.actions import Abort, Drain, DrainMode, Kill, KillReason, Scaled, Terminate, WorkerRecycled
 from procmgr.arbiter.core.events import BootFailure
 from procmgr.arbiter.core.pacing import Pacer
 from procmgr.arbiter.core.policy import Handover
@@ -54,12 +54,18 @@ class Worker:
     phase: Phase = Phase.FORKING
     ready_at: float | None = None
     beat_at: float = inf
+    late: bool = False
+    excused_until: float = -inf
+    lifetime_chance: float = 0.0
+    fresh_size: int | None = None
     recycling: bool = False
     paused: bool = False
     drain: DrainMode | None = None
     drain_deadline: float = inf
     terminated: bool = False
     doomed: bool = False
+    abort_at: float = inf
+    aborted: bool = False
     kill_at: float = inf
     kill_reason: KillReason = KillReason.STOPPING
     killed: KillReason | None = None
@@ -110,6 +116,7 @@ class Worker:
         """Record a beat. Cells are untrusted: a time from the future, or no number at all, is no beat."""
         if self.ready_at is not None and self.beat_at < at <= now + BEAT_TOLERANCE:
             self.beat_at = min(at, now)
+            self.late = False
 
     def note_exit(self, exit_: Exit) -> None:
         """Read the boot failure from the exit status of a worker that died before it could tell."""
@@ -125,6 +132,24 @@ class Worker:
         if self.ready_at is None or self.doomed or self.killed or not beat_timeout:
             return inf
         return self.beat_at + beat_timeout
+
+    def late_at(self, policy: Policy) -> float:
+        """Return when its beat is overdue by so much that it is to be said; `inf` if it was, or will be found hung."""
+        hung_at = self.hung_at(policy.beat_timeout)
+        if not policy.slow_loop or self.late or self.ready_at is None or self.doomed or self.killed:
+            return inf
+        late_at = max(self.beat_at + policy.beat_interval + policy.slow_loop, self.excused_until)
+        return late_at if late_at < hung_at else inf
+
+    def excuse(self, until: float) -> None:
+        """Take its beat for timely until then: the arbiter did not run either."""
+        self.excused_until = max(self.excused_until, until)
+
+    def expires_at(self, policy: Policy) -> float:
+        """Return when it has served for as long as it may; `inf` while it does not serve or is to be replaced."""
+        if not (policy.max_lifetime and self.ready and self.ready_at is not None) or self.recycling:
+            return inf
+        return self.ready_at + policy.max_lifetime + policy.max_lifetime_jitter * self.lifetime_chance
 
     def cancel(self, now: float, kill_grace: float) -> Terminate | None:
         """End a worker that does not serve yet; one whose fork is not reported yet is told once it is."""
@@ -160,6 +185,15 @@ class Worker:
             self.kill_at = at
             self.kill_reason = reason
 
+    def abort(self) -> Abort:
+        """Have it leave a core file; if that takes too long its KILL follows."""
+        self.aborted = True
+        return Abort(self.worker_id)
+
+    def abort_due(self) -> float:
+        """Return when to abort it."""
+        return inf if self.aborted or self.killed else self.abort_at
+
     def kill(self) -> Kill:
         """Kill it; only its `Exited` can follow."""
         self.killed = self.kill_reason
@@ -174,6 +208,7 @@ class Worker:
         self.boot_deadline += seconds
         self.beat_at += seconds
         self.drain_deadline += seconds
+        self.abort_at += seconds
         self.kill_at += seconds
 
 
@@ -257,6 +292,12 @@ class State:
         """Have a worker drain in `mode`, within the time the policy gives for it."""
         if command := worker.drain_by(mode, self.now + self.patience(mode), self.now, self.policy.kill_grace):
             self.out.append(command)
+
+    def recycle(self, worker: Worker, reason: str) -> None:
+        """Have a worker replaced, and retired once its replacement serves."""
+        if worker.present and not worker.recycling:
+            worker.recycling = True
+            self.out.append(WorkerRecycled(worker.worker_id, worker.slot, reason))
 
     def patience(self, mode: DrainMode) -> float:
         """Return how long a drain may last, seconds; old code that newer code was held back for goes quickly."""

@@ -41,7 +41,11 @@ class Handover(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One immutable set of bounds for the pool. `beat_timeout` 0 switches the watch over the beat off.
+    """One immutable set of bounds for the pool; 0 is "never", or "no limit", where it is a default or said so.
+
+    `beat_timeout` 0 switches the watch over the beat off. A loop is late once its beat, due every `beat_interval`, is
+    overdue by `slow_loop`. `max_memory` and `max_memory_hard` are bytes. With `core_grace` a hung worker gets ABRT, and
+    so long to leave a core file, before its KILL.
 
     `refork` says that workers made under this policy can be made again from the same code, whatever is on disk by then.
     """
@@ -54,6 +58,13 @@ class Policy:
     quick_timeout: float = 1.0
     kill_grace: float = 5.0
     dump_grace: float = 0.5
+    core_grace: float = 0.0
+    beat_interval: float = 1.0
+    slow_loop: float = 0.0
+    max_lifetime: float = 0.0
+    max_lifetime_jitter: float = 0.0
+    max_memory: int = 0
+    max_memory_hard: int = 0
     boot_attempts: int = 3
     refork: bool = False
     handover: Handover = Handover.ROLL
@@ -65,9 +76,14 @@ class Policy:
             raise ValueError(f"workers, surge and boot_attempts are at least 1: {self}")
         if self.workers > MAX_WORKERS:
             raise ValueError(f"there are at most {MAX_WORKERS} workers: {self}")
-        times = (self.beat_timeout, self.graceful_timeout, self.quick_timeout, self.kill_grace, self.dump_grace)
-        if not (self.boot_timeout > 0 and all(time >= 0 for time in times)):
-            raise ValueError(f"boot_timeout is above 0 and no other time is negative: {self}")
+        times = (
+            *(self.beat_timeout, self.graceful_timeout, self.quick_timeout, self.kill_grace, self.dump_grace),
+            *(self.core_grace, self.slow_loop, self.max_lifetime, self.max_lifetime_jitter),
+        )
+        if not (min(self.boot_timeout, self.beat_interval) > 0 and all(time >= 0 for time in times)):
+            raise ValueError(f"boot_timeout and beat_interval are above 0 and no other time is negative: {self}")
+        if min(self.max_memory, self.max_memory_hard) < 0:
+            raise ValueError(f"no limit of memory is negative: {self}")
 
 
 def bounded(workers: int) -> int:

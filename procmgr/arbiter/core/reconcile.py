@@ -134,3 +134,5 @@ def kill_due(state: State) -> None:
     for worker in state.workers.values():
         if worker.kill_due() <= state.now:
             state.out.append(worker.kill())
+        elif worker.abort_due() <= state.now:
+            state.out.append(worker.abort())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from procmgr.arbiter.core import actions, events, reload
 from procmgr.arbiter.core.actions import DrainMode, KillReason
+from procmgr.arbiter.core.clock import judge_lateness
 from procmgr.arbiter.core.losses import enter_stop, judge_loss
 from procmgr.arbiter.core.policy import bounded
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from procmgr.arbiter.core.events import BootFailure
     from procmgr.arbiter.core.model import State, Worker
+
+_MIB: Final = 1024 * 1024
 
 
 def record(state: State, event: events.Event) -> None:
@@ -24,6 +27,7 @@ def record(state: State, event: events.Event) -> None:
         for worker_id, at in event.beats:
             if worker := state.workers.get(worker_id):
                 worker.beat(at, state.now)
+        judge_lateness(state)
     elif isinstance(event, events.Wish):
         _record_wish(state, event)
     elif worker := state.workers.get(event.worker_id):
@@ -45,7 +49,9 @@ def _record_fact(state: State, worker: Worker, fact: events.Fact) -> None:
         case events.DrainBegun():
             _drain_begun(state, worker)
         case events.RecycleDue():
-            _recycle_due(state, worker, fact.reason)
+            state.recycle(worker, fact.reason)
+        case events.Measured():
+            _measured(state, worker, fact.used)
         case events.Exited():
             _exited(state, worker, fact.exit)
         case _:
@@ -72,6 +78,7 @@ def _ready(state: State, worker: Worker) -> None:
     if not worker.booting:
         return
     worker.serve(state.now)
+    worker.lifetime_chance = state.random()
     state.ever_ready = True
     state.slots_booted.add(worker.slot)
     boot_seconds = state.now - worker.born
@@ -79,10 +86,28 @@ def _ready(state: State, worker: Worker) -> None:
 
 
 def _suspended(state: State, worker: Worker) -> None:
+    _kill_now(state, worker, KillReason.SUSPENDED)
+
+
+def _kill_now(state: State, worker: Worker, reason: KillReason) -> None:
     lost = worker.present
-    worker.doom(KillReason.SUSPENDED, state.now, state.now)
+    worker.doom(reason, state.now, state.now)
     if lost:
         judge_loss(state, worker)
+
+
+def _measured(state: State, worker: Worker, used: int) -> None:
+    """Hold its memory against the limits; what it used before it served is no reason to replace it."""
+    policy = state.policy
+    if policy.max_memory_hard and used > policy.max_memory_hard:
+        _kill_now(state, worker, KillReason.MEMORY)
+    elif policy.max_memory and worker.ready:
+        if worker.fresh_size is None:
+            worker.fresh_size = used
+            if used > policy.max_memory:
+                state.out.append(actions.LimitTooLow(worker.worker_id, used, policy.max_memory))
+        elif worker.fresh_size <= policy.max_memory < used:
+            state.recycle(worker, f"it uses {used / _MIB:.1f} MiB, max_memory is {policy.max_memory / _MIB:.1f} MiB")
 
 
 def _drain_begun(state: State, worker: Worker) -> None:
@@ -91,12 +116,6 @@ def _drain_begun(state: State, worker: Worker) -> None:
         deadline = state.now + state.patience(DrainMode.RETIRE)
         worker.drain_by(DrainMode.RETIRE, deadline, state.now, state.policy.kill_grace)
         judge_loss(state, worker)
-
-
-def _recycle_due(state: State, worker: Worker, reason: str) -> None:
-    if worker.present and not worker.recycling:
-        worker.recycling = True
-        state.out.append(actions.WorkerRecycled(worker.worker_id, worker.slot, reason))
 
 
 def _exited(state: State, worker: Worker, exit_: events.Exit) -> None:
@@ -111,7 +130,7 @@ def _exited(state: State, worker: Worker, exit_: events.Exit) -> None:
             age_seconds=state.now - worker.born,
             was_ready=worker.ready_at is not None,
             expected=not worker.present,
-            killed=worker.killed,
+            killed=worker.killed or (worker.kill_reason if worker.aborted else None),
             failure=worker.failure,
         )
     )

@@ -17,6 +17,7 @@ that wait for a next request are closed at once and new ones after `WINDOW`; wha
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -24,15 +25,15 @@ from enum import Enum
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, STATUS_1XX, Row
+from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, STATUS_1XX, InFlight, Row
 from procmgr.worker.protocols.response import FieldEncoder
 from procmgr.worker.protocols.scope import scope_template
 
 if TYPE_CHECKING:
-    import asyncio
     import logging
 
     from procmgr.worker.access import AccessLog
+    from procmgr.worker.protocols.framing import Request
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -102,9 +103,12 @@ class Context:
         "_date",
         "_drained",
         "_on_request_limit",
+        "_record",
         "_server",
         "_swept",
+        "_unrecord",
         "aborting",
+        "about",
         "access",
         "active",
         "app",
@@ -136,6 +140,7 @@ class Context:
         app: App,
         loop: asyncio.AbstractEventLoop,
         row: Row,
+        inflight: InFlight | None = None,
         error_log: logging.Logger,
         access: AccessLog | None = None,
         state: dict[str, Any] | None = None,
@@ -154,6 +159,8 @@ class Context:
         self.app = app
         self.loop = loop
         self.row = row
+        inflight = inflight or InFlight()
+        self._record, self._unrecord = inflight.begin, inflight.end
         self.error_log = error_log
         self.access = access
         self.state = state
@@ -172,6 +179,7 @@ class Context:
         self.served = 0
         self.draining: DrainMode | None = None
         self.paused = False
+        self.about = {"draining": asyncio.Event()}
         self.aborting = False
         self.overload_logged = 0.0
         self.hosts: set[bytes] = set()
@@ -232,6 +240,7 @@ class Context:
     def begin_drain(self, mode: DrainMode) -> None:
         """Begin to drain all connections, or raise the level of a drain."""
         self.draining = mode
+        self.about["draining"].set()
         for connection in tuple(self.connections):
             connection.begin_drain(mode)
         if mode is not DrainMode.RETIRE:
@@ -312,15 +321,17 @@ class Context:
         if self._drained is not None:
             self.settle()
 
-    def began(self) -> None:
-        """Count a request that enters the application."""
+    def began(self, request: Request) -> int:
+        """Count and record a request that enters the application; return its record, for `ended`."""
         self.active += 1
         self.row[ACTIVE] = self.active
+        return self._record(request.head)
 
-    def ended(self, task: asyncio.Task[None] | None) -> None:
+    def ended(self, task: asyncio.Task[None] | None, record: int) -> None:
         """Count a request out; `task` is None where it never had to wait."""
         self.active -= 1
         self.row[ACTIVE] = self.active
+        self._unrecord(record)
         if task is not None:
             self.tasks.discard(task)
         if self._drained is not None:

@@ -246,6 +246,7 @@ class Http1Connection(Connection):
         if request is None or request.version != b"1.1":
             return None
         known = self._known
+        request.head = head
         request.headers = known.headers
         request.keep_alive = known.keep_alive
         request.content_length = None
@@ -307,7 +308,7 @@ class Http1Connection(Connection):
         if context.active >= context.limits.concurrency > 0:
             self._overloaded(cycle)
             return
-        context.began()
+        cycle.record = context.began(cycle.request)
         coroutine = cycle.run(context.app, http_scope(context, cycle.request, self.client, self.server))
         variables = contextvars.Context() if context.reset_contextvars else None
         task = _task(coroutine, context.loop, variables)

@@ -18,13 +18,13 @@ _ASGI: Final = {"version": "3.0", "spec_version": "2.5"}
 
 def scope_template(*, scheme: str, root_path: str, state: dict[str, Any] | None) -> dict[str, Any]:
     """Return what the scopes of a worker's requests have in common, all keys in place: to copy it is cheap."""
-    per_request = ("asgi", "server", "client", "method", "path", "raw_path", "query_string", "headers")
+    per_request = ("asgi", "server", "client", "method", "path", "raw_path", "query_string", "headers", "extensions")
     template = {"type": "http", "http_version": "1.1", "scheme": scheme, "root_path": root_path}
     return template | dict.fromkeys(per_request if state is None else (*per_request, "state"))
 
 
 def http_scope(context: Context, request: Request, client: Address | None, server: Address | None) -> Scope:
-    """Return the scope of one request, nothing in it shared with another but the state's values."""
+    """Return the scope of one request, nothing in it shared with another but the state's values and our extension."""
     raw_path = request.path
     path = request.text
     if "%" in path:
@@ -41,6 +41,7 @@ def http_scope(context: Context, request: Request, client: Address | None, serve
     scope["raw_path"] = raw_path
     scope["query_string"] = request.query
     scope["headers"] = request.headers.copy()
+    scope["extensions"] = {"procmgr": context.about}
     if request.version != b"1.1":
         scope["http_version"] = "1.0"
     if context.state is not None:
