@@ -40,7 +40,7 @@ demo: $(VENV)/.run
 	@exec $(BIN)/procmgr --workers 2 --host 127.0.0.1 --port $(PORT) --app-dir etc/demo app:app
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -74,7 +74,11 @@ def test_a_worker_that_dies_before_it_announces_itself_was_never_born(host):
     assert events[0].failure is BootFailure.FAILED
 
 
-@pytest.mark.parametrize("pid", [0, 1, -1, os.getpid(), os.getppid(), 2**31 - 1, 2**80])
+@pytest.mark.parametrize(
+    "pid",
+    [0, 1, -1, os.getpid(), os.getppid(), 2**31 - 1, 2**80],
+    ids=["none", "init", "negative", "itself", "its parent", "large", "no pid at all"],
+)
 def test_a_pid_that_is_no_child_of_the_arbiter_is_not_believed(host, pid):
     theirs = expect(host, 1)
     theirs.send(messages.Born(pid))

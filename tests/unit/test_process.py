@@ -395,7 +395,7 @@ def test_a_live_instance_s_pid_file_is_refused_naming_its_pid(path):
     pid_file.close()
 
 
-@pytest.mark.parametrize("content", ["", "1\n", "99999999", f"{os.getpid()}\n"])
+@pytest.mark.parametrize("content", ["", "1\n", "99999999", f"{os.getpid()}\n"], ids=["empty", "init", "nobody", "us"])
 def test_a_left_over_whose_lock_is_free_is_replaced_whatever_process_has_its_pid_now(path, content):
     path.write_text(content)
     inode = path.stat().st_ino
