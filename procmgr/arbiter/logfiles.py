@@ -15,7 +15,7 @@ from procmgr.handover import Descriptor
 from procmgr.plain import record
 
 if TYPE_CHECKING:
-    from procmgr.config.settings import LogSettings
+    from procmgr.config.log import LogSettings
 
 _MODE: Final = 0o640
 _STDOUT: Final = 1

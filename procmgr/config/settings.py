@@ -16,6 +16,7 @@ from procmgr import control, process
 from procmgr.config.declare import Applies, Entry, entries, required, setting
 from procmgr.config.development import DevelopmentSettings, HookSettings
 from procmgr.config.health import HealthSettings
+from procmgr.config.log import LogSettings
 from procmgr.config.types import (
     Pair,
     Surge,
@@ -47,7 +48,6 @@ Interface = Literal["auto", "asgi3", "asgi2"]
 Lifespan = Literal["auto", "on", "off"]
 LoopName = Literal["auto", "asyncio", "uvloop"]
 HTTPName = Literal["auto", "h11", "httptools"]
-LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
@@ -335,53 +335,6 @@ class HTTPSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogSettings:
-    """Logs."""
-
-    log_level: LogLevel | None = setting(
-        None,
-        choice(get_args(LogLevel)),
-        _LIVE,
-        "Log what is at least this serious.",
-        default="info, or what log_config says",
-        uvicorn="log_level",
-        gunicorn="loglevel",
-    )
-    log_config: str | None = setting(
-        None,
-        path("FILE", "logging.toml"),
-        _RESTART,
-        "Configure Python's logging from this file: .json, .toml, .yaml, or else fileConfig's ini format.",
-        uvicorn="log_config",
-        gunicorn="logconfig",
-    )
-    log_file: str | None = setting(
-        None,
-        path("FILE", "/var/log/procmgr.log"),
-        _RESTART,
-        "Write diagnostics to this file, opened anew on USR1; - is standard output.",
-        flags=("--error-logfile",),
-        default="standard error",
-        gunicorn="errorlog",
-    )
-    access_log_file: str | None = setting(
-        None,
-        path("FILE", "/var/log/access.log"),
-        _RESTART,
-        "Write access lines to this file, opened anew on USR1; - is standard output.",
-        flags=("--access-logfile",),
-        default="standard output",
-        gunicorn="accesslog",
-    )
-    access_log: bool = setting(
-        True, switch(), _RESTART, "Write a line for each request to standard output.", uvicorn="access_log"
-    )
-    use_colors: bool | None = setting(
-        None, switch(), _RESTART, "Colour the log.", default="on a terminal", uvicorn="use_colors"
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSettings:
     """Process."""
 
@@ -447,7 +400,7 @@ class Settings:
     pool: PoolSettings = PoolSettings()
     http: HTTPSettings = HTTPSettings()
     health: HealthSettings = HealthSettings()  # noqa: RUF009 - frozen, as its siblings are
-    logs: LogSettings = LogSettings()
+    logs: LogSettings = LogSettings()  # noqa: RUF009 - frozen, as its siblings are
     process: ProcessSettings = ProcessSettings()
     development: DevelopmentSettings = DevelopmentSettings()
     hooks: HookSettings = HookSettings()

@@ -52,7 +52,7 @@ FAILURES = {
     },
 }
 BROKEN = {
-    "a syntax error": ({"arbiter/main.py": ("class Arbiter:", "class Arbiter(:")}, "SyntaxError"),
+    "a syntax error": ({"arbiter/arbiter.py": ("class Arbiter:", "class Arbiter(:")}, "SyntaxError"),
     "a missing module": ({"arbiter/loop.py": ("import heapq\n", "import no_such_module\n")}, "no_such_module"),
     "a later state": ({"arbiter/estate.py": ("VERSION: Final = 1", "VERSION: Final = 2")}, "version 1"),
     "other messages": ({"messages.py": ("PROTOCOL_VERSION: Final = 1", "PROTOCOL_VERSION: Final = 2")}, "messages"),
