@@ -1,4 +1,4 @@
-# make demo | test | lint | bench
+# make demo | test | lint | bench | faults
 #
 # Each target installs what it needs into a virtual environment of its own and
 # nowhere else: .venv for the default python3, .venv-X.Y for another PYTHON.
@@ -8,6 +8,7 @@ PYTHON ?= python3
 PORT ?= 8000
 TESTS ?=
 BENCH ?=
+FAULTS ?=
 
 ifeq ($(PYTHON),python3)
 VENV := .venv
@@ -25,13 +26,14 @@ endef
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench faults
 
 help:
 	@echo 'make demo    serve the example with 2 workers on 127.0.0.1:$(PORT)   (PORT=8001 for another port)'
 	@echo 'make test    run all tests                                      (TESTS=tests/unit for some)'
 	@echo 'make lint    ruff, mypy --strict, import-linter'
 	@echo 'make bench   measure against uvicorn, gunicorn and granian      (BENCH="--help" for options)'
+	@echo 'make faults  reload, kill, hang and break them under load      (FAULTS="--help" for options)'
 	@echo 'PYTHON=python3.13 chooses the interpreter.'
 
 demo: $(VENV)/.run
@@ -51,6 +53,10 @@ lint: $(VENV)/.dev
 bench:
 	$(check_python)
 	PYTHONPATH=tests exec $(PYTHON) -m bench $(BENCH)
+
+faults:
+	$(check_python)
+	PYTHONPATH=tests exec $(PYTHON) -m bench.faults $(FAULTS)
 
 # --group needs pip 25.1, newer than the one that comes with most interpreters.
 $(VENV)/.run: pyproject.toml

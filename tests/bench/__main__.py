@@ -5,25 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import report
-from bench.environment import VERSIONS, BenchError, build, find_interpreter, need
+from bench.cli import count, interpreters, interrupt_on_stops, some_of
+from bench.environment import BenchError, build, need
 from bench.measure import CONNECTIONS
 from bench.rounds import Bench
 from bench.servers import SERVERS, YARDSTICK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bench.environment import Environment
 
 ROWS = ("hello", "varied", "log", "idle")
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -36,36 +33,6 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--python", metavar="A,B", help="versions or paths (3.11 and 3.13 where found)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's numbers to FILE")
     return parser.parse_args(argv)
-
-
-def count(text: str) -> int:
-    """Read a number of at least one."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-
-def some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    """Make a reader of comma-separated names."""
-
-    def read(text: str) -> tuple[str, ...]:
-        given = text.split(",")
-        for one in given:
-            if one not in known:
-                raise argparse.ArgumentTypeError(f"{one!r} is none of {', '.join(known)}")
-        return tuple(one for one in known if one in given)
-
-    return read
-
-
-def interpreters(wanted: str | None) -> list[str]:
-    """Find the interpreters asked for; of the default ones, those that this machine has."""
-    found = {one: find_interpreter(one) for one in (wanted.split(",") if wanted else VERSIONS)}
-    for one in (one for one, path in found.items() if path is None):
-        if wanted:
-            raise BenchError(f"--python {one}: no such interpreter; give a version such as 3.13, or a path")
-        print(f"no Python {one} on this machine: not measured")
-    return [path for path in found.values() if path is not None]
 
 
 def measure(env: Environment, chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -94,18 +61,10 @@ def measure(env: Environment, chosen: argparse.Namespace, scratch: Path) -> dict
     return result
 
 
-def interrupt(_signal: int, _frame: object) -> None:
-    """Leave through every finally, once: a second signal must not cut the cleaning up short."""
-    for number in STOPS:
-        signal.signal(number, lambda *_: None)
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str]) -> int:
     """Run it all; 0 when everything was measured, whether or not the bars are met."""
     chosen = options(argv)
-    for number in STOPS:
-        signal.signal(number, interrupt)
+    interrupt_on_stops()
     memory = Path("/dev/shm")
     try:
         need("wrk", "wrk")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("3.11", "3.13")
-PEERS = ("uvicorn[standard]", "gunicorn", "granian", "uvloop", "httptools")
+PEERS = ("uvicorn[standard]", "uvicorn-worker", "gunicorn", "granian", "uvloop", "httptools")
 SHOWN = ("procmgr", "uvicorn", "gunicorn", "granian", "uvloop", "httptools")
 
 
@@ -51,16 +51,18 @@ def find_interpreter(wanted: str) -> str | None:
 
 
 def build(interpreter: str) -> Environment:
-    """Build, or find built, the environment of one interpreter. A stamp keeps it until pyproject.toml changes."""
+    """Build, or find built, the environment of one interpreter; kept until pyproject.toml or the peers change."""
     venv = ROOT / f".bench-venv-{version_of(interpreter)}"
     stamp, project = venv / ".installed", ROOT / "pyproject.toml"
-    if not stamp.exists() or stamp.stat().st_mtime < project.stat().st_mtime:
+    peers = "\n".join(PEERS)
+    built = stamp.exists() and stamp.read_text() == peers and stamp.stat().st_mtime >= project.stat().st_mtime
+    if not built:
         print(f"Setting up {venv.name} (once) ...", flush=True)
         run(interpreter, "-m", "venv", str(venv))
         pip = (str(venv / "bin/python"), "-m", "pip", "--disable-pip-version-check", "-qq", "install", "--upgrade")
         run(*pip, "pip")
         run(*pip, *PEERS, "-e", str(ROOT))
-        stamp.touch()
+        stamp.write_text(peers)
     return describe(venv)
 
 

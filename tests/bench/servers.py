@@ -16,10 +16,13 @@ from bench.environment import BenchError
 from bench.hello import BODY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from bench.environment import Environment
 
 HERE = Path(__file__).parent
 HOST = "127.0.0.1"
+APP = "hello:app"
 CHECKS = 20
 CHECKED = "/checked"  # told apart from the first answer, whose log line may come late
 BOOT_SECONDS = 30.0
@@ -29,23 +32,23 @@ YARDSTICK = "uvicorn"
 SERVERS = ("procmgr", "uvicorn", "gunicorn", "granian", "bare")
 
 
-def command(name: str, env: Environment, port: int, *, workers: int, access_log: bool) -> list[str]:
-    """Spell one server's command line: its defaults, the access log switched the way it has it."""
+def command(
+    name: str, env: Environment, port: int, *, workers: int, access_log: bool, app: str = APP, extra: Sequence[str] = ()
+) -> list[str]:
+    """Spell one server's command line: its defaults, the access log switched the way it has it, and `extra`."""
     python, listen = str(env.bin / "python"), ["--host", HOST, "--port", str(port)]
-    count = ["--workers", str(workers)]
+    rest = ["--workers", str(workers), *extra, app]
+    quiet = [] if access_log else ["--no-access-log"]
     match name:
-        case "procmgr":
-            log = [] if access_log else ["--no-access-log"]
-            return [python, "-m", "procmgr", *count, *listen, *log, "hello:app"]
-        case "uvicorn":
-            log = [] if access_log else ["--no-access-log"]
-            return [python, "-m", "uvicorn", *count, *listen, *log, "hello:app"]
-        case "gunicorn":
+        case "procmgr" | "uvicorn":
+            return [python, "-m", name, *listen, *quiet, *rest]
+        case "gunicorn" | "gunicorn-uvicorn":
+            kind = "asgi" if name == "gunicorn" else "uvicorn_worker.UvicornWorker"
             log = ["--access-logfile", "-"] if access_log else []
-            return [python, "-m", "gunicorn", "-k", "asgi", *count, "-b", f"{HOST}:{port}", *log, "hello:app"]
+            return [python, "-m", "gunicorn", "-k", kind, "-b", f"{HOST}:{port}", *log, *rest]
         case "granian":
             log = ["--access-log"] if access_log else []
-            return [python, "-m", "granian", "--interface", "asgi", *count, *listen, *log, "hello:app"]
+            return [python, "-m", "granian", "--interface", "asgi", *listen, *log, *rest]
         case _:
             return [python, "bare.py", HOST, str(port)]
 
@@ -60,15 +63,28 @@ def free_port() -> int:
 class Running:
     """A started server: one session, hence one process group, of its own."""
 
-    def __init__(self, name: str, env: Environment, *, cores: str, scratch: Path, workers: int, access_log: bool):
+    def __init__(
+        self,
+        name: str,
+        env: Environment,
+        *,
+        cores: str,
+        scratch: Path,
+        workers: int,
+        access_log: bool,
+        app: str = APP,
+        extra: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ):
         self.name, self.access_log, self.port = name, access_log, free_port()
         # All write to the same kind of file, so that no server gains by where its log goes.
         self.log = scratch / f"{name}-{self.port}.log"
+        words = command(name, env, self.port, workers=workers, access_log=access_log, app=app, extra=extra)
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                ["taskset", "-c", cores, *command(name, env, self.port, workers=workers, access_log=access_log)],
+                ["taskset", "-c", cores, *words],
                 cwd=HERE,
-                env={**os.environ, "PYTHONPATH": str(HERE)},
+                env={**os.environ, "PYTHONPATH": str(HERE), **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

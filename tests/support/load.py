@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from array import array
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,29 +24,40 @@ _PAUSE_SECONDS = 0.01
 
 @dataclass(slots=True, kw_only=True)
 class Failure:
-    """A request that was not answered as it should be; `pid` is who had answered on this connection before."""
+    """A request that was not answered as it should be; `pid` is who had answered on this connection before.
+
+    `begun` and `at` are when it was begun and when it failed (monotonic seconds).
+    """
 
     reason: str
     request: str
     served_before: int
     pid: int | None
+    begun: float
     at: float
 
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """What became of the requests; `pids` counts the answers of each worker."""
+    """What became of the requests; `times` is when each answer was complete, `pids` counts those of each worker."""
 
     answered: int = 0
+    times: array[float] = field(default_factory=lambda: array("d"))
     failures: list[Failure] = field(default_factory=list)
     pids: Counter[int] = field(default_factory=Counter)
 
 
 class Load:
-    """A context manager: load runs on a thread of its own from entry to exit; `result` is complete afterwards."""
+    """A context manager: load runs on a thread of its own from entry to exit; `result` is complete afterwards.
 
-    def __init__(self, port: int, *, keep_alive: int = 8, fresh: int = 4, seconds: float = 60.0) -> None:
+    `pause` is the clients' think time in seconds, which bounds the rate.
+    """
+
+    def __init__(
+        self, port: int, *, keep_alive: int = 8, fresh: int = 4, seconds: float = 60.0, pause: float = _PAUSE_SECONDS
+    ) -> None:
         self.result = Result()
+        self.pause = pause
         self._port = port
         self._clients = [*(True for _ in range(keep_alive)), *(False for _ in range(fresh))]
         self._seconds = seconds
@@ -90,6 +102,7 @@ class Load:
                 self.result.failures.append(failure)
             else:
                 self.result.answered += 1
+                self.result.times.append(time.monotonic())
                 if pid is not None:
                     self.result.pids[pid] += 1
             self._changed.notify_all()
@@ -115,11 +128,11 @@ class _Client:
         while self._load.running(end):
             count += 1
             await self._request(post=count % 3 == 0)
-            await asyncio.sleep(_PAUSE_SECONDS)  # the clients' think time: bounds the rate
+            await asyncio.sleep(self._load.pause)
         await self._close()
 
     async def _request(self, *, post: bool) -> None:
-        what = "connect"
+        what, begun = "connect", time.monotonic()
         try:
             reader, writer = await self._connection()
             what = "POST" if post else "GET"
@@ -132,7 +145,12 @@ class _Client:
         except (OSError, ValueError, asyncio.IncompleteReadError, TimeoutError) as error:
             reason = f"{type(error).__name__}: {error}"
             failure = Failure(
-                reason=reason, request=what, served_before=self._served, pid=self._pid, at=time.monotonic()
+                reason=reason,
+                request=what,
+                served_before=self._served,
+                pid=self._pid,
+                begun=begun,
+                at=time.monotonic(),
             )
             self._load.record(failure, None)
             await self._close()
