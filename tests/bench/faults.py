@@ -45,7 +45,7 @@ LOOP_CPU_PERCENT = 2.0
 ALWAYS = {
     "procmgr": ("--graceful-timeout", str(GRACE_SECONDS), "--control", "off"),
     "uvicorn": ("--timeout-graceful-shutdown", str(GRACE_SECONDS)),
-    "gunicorn": ("--graceful-timeout", str(GRACE_SECONDS)),
+    "gunicorn": ("--graceful-timeout", str(GRACE_SECONDS), "--no-control-socket"),  # its path is shared
     "granian": ("--workers-kill-timeout", str(GRACE_SECONDS), "--respawn-failed-workers"),
 }
 HANG = {

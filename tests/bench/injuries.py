@@ -18,7 +18,7 @@ from bench.scene import GRACE_SECONDS, SETTLE_SECONDS, Event
 from bench.servers import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from signal import Signals
 
     from bench.scene import Scene
 
@@ -63,17 +63,15 @@ def recycle(scene: Scene, times: int) -> None:
 
 
 def scale(scene: Scene, times: int) -> None:
-    """TTOU down to one worker, TTIN up again."""
-    steps = scene.plan.workers - 1
+    """TTOU down to one worker, TTIN up again; each step is awaited, since waiting signals of one number are one."""
+    full = scene.plan.workers
     for _ in range(times):
         event = _begin(scene, time.monotonic())
-        _repeat(scene, steps, lambda: scene.signal(SIGTTOU))
-        if not scene.wait(lambda: len(scene.alive()) == 1, PATIENCE):
+        if not all(_step(scene, SIGTTOU, workers) for workers in range(full - 1, 0, -1)):
             return
         up = time.monotonic()
-        _repeat(scene, steps, lambda: scene.signal(SIGTTIN))
-        if scene.wait(scene.whole, PATIENCE):
-            event.recovered = scene.ready_after(up, steps)
+        if all(_step(scene, SIGTTIN, workers) for workers in range(2, full + 1)):
+            event.recovered = time.monotonic() - up
 
 
 def kill(scene: Scene, times: int) -> None:
@@ -156,8 +154,9 @@ def crash(scene: Scene, seconds: int, settle: float = 60.0) -> None:
     scene.loop_cpu = 100 * spent / (time.monotonic() - begun)
     scene.notes.append(f"{tries} boots in {seconds} s, {settle:.0f} s after the crash")
     scene.mends()
+    mended = time.monotonic()
     if scene.wait(scene.whole, PATIENCE):
-        event.recovered = scene.ready_after(begun, 1)
+        event.recovered = time.monotonic() - mended
 
 
 def arbiter(scene: Scene, _times: int) -> None:
@@ -195,8 +194,7 @@ def _await_successor(scene: Scene, event: Event, seconds: float) -> None:
         event.recovered = scene.ready_after(event.at, 1)
 
 
-def _repeat(scene: Scene, times: int, act: Callable[[], object]) -> None:
-    """Act so many times, a moment apart: signals of one number that wait are one."""
-    for _ in range(times):
-        act()
-        scene.wait(lambda: False, 0.2)
+def _step(scene: Scene, number: Signals, workers: int) -> bool:
+    """Signal, and wait until there are so many workers."""
+    scene.signal(number)
+    return scene.wait(lambda: len(scene.alive()) == workers, PATIENCE)
