@@ -45,7 +45,8 @@ def command(
         case "gunicorn" | "gunicorn-uvicorn":
             kind = "asgi" if name == "gunicorn" else "uvicorn_worker.UvicornWorker"
             log = ["--access-logfile", "-"] if access_log else []
-            return [python, "-m", "gunicorn", "-k", kind, "-b", f"{HOST}:{port}", *log, *rest]
+            # By its script: under USR2 `-m` would run its __main__.py as a file.
+            return [str(env.bin / "gunicorn"), "-k", kind, "-b", f"{HOST}:{port}", *log, *rest]
         case "granian":
             log = ["--access-log"] if access_log else []
             return [python, "-m", "granian", "--interface", "asgi", *listen, *log, *rest]
