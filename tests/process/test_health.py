@@ -226,7 +226,7 @@ def test_a_debugged_worker_on_a_terminal_is_neither_dumped_nor_killed(serve, wri
         assert daemon.probe.wait("broke").pid == visit.pid
         assert connection.answer()[0].status == 200
         assert "(Pdb)" in daemon.output
-        assert "-> tell" in daemon.output, "the debugger stops in the application's frame"
+        assert "stop_here()" in daemon.output, "the debugger stops in the frame of the application"
         assert "a debugger was entered" in daemon.log
         assert not re.search("is late|killed", daemon.log)
     finally:
