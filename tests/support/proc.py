@@ -153,6 +153,12 @@ def sockets_of(pid: int) -> set[int]:
     return {int(file[len("socket:[") : -1]) for file in files_of(pid) if file.startswith("socket:[")}
 
 
+def datagram_sockets() -> set[str]:
+    """Return the Unix datagram sockets of this network namespace, as descriptors refer to them (proc(5), net/unix)."""
+    rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return {f"socket:[{row[6]}]" for row in rows if row[4] == "0002"}
+
+
 def listening(port: int) -> set[int]:
     """Return the inodes of the sockets that listen on an IPv4 port."""
     rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
