@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from procmgr.scoreboard import STATUS_1XX
 from procmgr.worker.access import client_text
@@ -44,7 +43,7 @@ from procmgr.worker.protocols.response import STATUS_LINES, error_response
 from procmgr.worker.protocols.scope import http_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from procmgr.worker.protocols.context import Context
     from procmgr.worker.protocols.framing import Codec
@@ -57,22 +56,6 @@ _REMEMBERED: Final = 2048
 """Up to this size a connection remembers the fields of its last request."""
 _COPY: Final = 16 * 1024
 """Up to this size a body is copied behind its head into one buffer; a larger one goes beside it in one writev(2)."""
-
-if sys.version_info >= (3, 12):
-
-    def _task(
-        coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, variables: contextvars.Context | None
-    ) -> asyncio.Task[None]:
-        """Run a coroutine, at once and without a turn of the loop if it does not wait."""
-        return asyncio.Task(coroutine, loop=loop, context=variables, eager_start=True)
-
-else:
-
-    def _task(
-        coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, variables: contextvars.Context | None
-    ) -> asyncio.Task[None]:
-        """Run a coroutine from the loop's next turn on. To make a name up costs a tenth of making a task."""
-        return asyncio.Task(coroutine, loop=loop, context=variables, name="request")
 
 
 class Http1Connection(Connection):
@@ -311,10 +294,11 @@ class Http1Connection(Connection):
         cycle.record = context.began(cycle.request)
         coroutine = cycle.run(context.app, http_scope(context, cycle.request, self.client, self.server))
         variables = contextvars.Context() if context.reset_contextvars else None
-        task = _task(coroutine, context.loop, variables)
-        if not task.done():
-            cycle.task = task
-            context.tasks.add(task)
+        # Named, since to make a name up costs a tenth of making a task. Not `eager_start`: all connections that are
+        # readable are read first, then their applications run, so that their responses leave together.
+        task = asyncio.Task(coroutine, loop=context.loop, context=variables, name="request")
+        cycle.task = task
+        context.tasks.add(task)
 
     # -- responses -----------------------------------------------------------------------------------------------
 
