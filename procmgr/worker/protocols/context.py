@@ -328,7 +328,7 @@ class Context:
         return self._record(request.head)
 
     def ended(self, task: asyncio.Task[None] | None, record: int) -> None:
-        """Count a request out; `task` is None where it never had to wait."""
+        """Count a request out; `task` is None for one that the caller awaits itself."""
         self.active -= 1
         self.row[ACTIVE] = self.active
         self._unrecord(record)
