@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from procmgr import messages, scoreboard
-from procmgr.arbiter import children
+from procmgr.arbiter import children, dumps
 from procmgr.arbiter.core.events import SpawnFailed
 from procmgr.handover import Descriptor
 from procmgr.plain import record
 
 if TYPE_CHECKING:
     from procmgr.scoreboard import Scoreboard
-
-_STACKS_BYTES: Final = 32 * 1024
 
 
 @record
@@ -94,8 +92,8 @@ class Member:
         )
 
     def stacks(self) -> str:
-        """Return the Python stacks that the worker dumped, cut to 32 KiB; empty if it did not."""
-        return os.pread(self.stacks_fd, _STACKS_BYTES, 0).decode("utf-8", "replace")
+        """Return the Python stacks that the worker dumped; empty if it did not."""
+        return dumps.read(self.stacks_fd)
 
     def forget_stacks(self) -> None:
         """Make place for the next dump. The descriptor is one with the worker's: its writing goes on at the start."""

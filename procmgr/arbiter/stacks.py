@@ -12,7 +12,6 @@ One dump at a time for each worker; who asks meanwhile is told the same. All of 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 0.01
-# The main thread comes last, and what called `boot` are the frames of the arbiter's copy that forked.
-_FORK: Final = re.compile(r'(?s)(\n  File "[^"\n]*worker/boot\.py", line \d+ in boot\n).*\Z')
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class StackReader:
             return
         before, dump.size = dump.size, os.fstat(member.stacks_fd).st_size
         if dump.size and dump.size == before and not _is_dumping(member):
-            self._tell(worker_id, Stacks(_FORK.sub(r"\1", member.stacks()), ""))
+            self._tell(worker_id, Stacks(member.stacks(), ""))
         elif now >= dump.deadline:
             self._tell(worker_id, Stacks("", f"it did not answer within {PATIENCE_SECONDS:g} s"))
         else:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from procmgr import logs, messages, process
+from procmgr.arbiter import dumps
 from procmgr.arbiter.signals import ignore
 from procmgr.arbiter.spawn import fork
 from procmgr.errors import ExitCode
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from procmgr.worker.preload import Preloaded
 
 TITLE: Final = "procmgr: zygote"
-_STACKS_BYTES: Final = 32 * 1024
 # Meant for the arbiter, but a terminal or a supervisor may signal the whole group.
 _NEVER_OURS: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 # An import ends at once on these. Later the channel alone says when to go.
@@ -68,8 +68,8 @@ class Zygote:
             os.kill(self.pid, signum)
 
     def stacks(self) -> str:
-        """Return the Python stacks that it dumped, cut to 32 KiB; empty if it did not."""
-        return os.pread(self.stacks_fd, _STACKS_BYTES, 0).decode("utf-8", "replace")
+        """Return the Python stacks that it dumped; empty if it did not."""
+        return dumps.read(self.stacks_fd)
 
     def close(self) -> None:
         """Let go of it: a zygote that is done importing ends then. In a forked child this only closes the copy."""

@@ -82,6 +82,7 @@ def test_a_loop_that_spins_in_c_with_the_gil_held_is_dumped_then_killed_with_its
     daemon.logged(rf"(?s)pid {visit.pid}\): its event loop is late by .* in spin_in_c")
     daemon.logged(rf"pid {visit.pid}\) was killed by procmgr because its event loop was blocked after .*GET /spin for ")
     assert daemon.log.count("in spin_in_c") == 2, "one dump for the lateness, one for the time-out"
+    assert "procmgr/arbiter/" not in daemon.log, "what forked the worker is no part of its stack"
     assert daemon.get()["pid"] != visit.pid
 
 

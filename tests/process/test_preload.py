@@ -222,6 +222,7 @@ def test_an_import_that_takes_too_long_is_ended_with_its_stack_and_rolled_back(p
     assert daemon.workers() == before
     assert re.search(r"zygote of generation 2 .* was killed by procmgr because it did not import", daemon.log)
     assert re.search(r'site_app\.py", line 5 in connect', daemon.log)
+    assert "arbiter/spawn.py" not in daemon.log, "what forked the zygote is no part of its stack"
 
 
 def test_a_zygote_that_hangs_is_given_up_when_it_owes_a_worker_for_too_long(preload):
