@@ -6,13 +6,13 @@ one reload and of one departure per slot, so it stays bounded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, assert_never
 
 from procmgr.arbiter.core import actions
-from procmgr.arbiter.core.actions import ReloadOutcome
+from procmgr.arbiter.core.actions import KillReason, ReloadOutcome
 from procmgr.arbiter.core.events import BootFailure
-from procmgr.arbiter.report import cause
+from procmgr.arbiter.report import cause, dumped, name_of
 from procmgr.errors import ExitCode
 from procmgr.plain import record
 
@@ -122,6 +122,7 @@ class History:
             case actions.WorkerDied():
                 reason = self._reason(notice)
                 self._recycled.pop(notice.worker_id, None)
+                self._complete(notice)
                 if not self._was_only_a_trial(notice):
                     self.departures[notice.slot] = Departure(worker_id=notice.worker_id, reason=reason, at=self._now())
             case actions.ReloadEnded():
@@ -142,7 +143,27 @@ class History:
 
     def fault(self, death: actions.WorkerDied) -> Fault:
         """Return why a worker that died before it was ready could not start."""
-        return _fault(self._members[death.worker_id], death.failure, self._cause(death))
+        fault = _fault(self._members[death.worker_id], death.failure, self._cause(death))
+        return fault if fault.detail else replace(fault, detail=self._stacks(death))
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the stacks of a worker that was not ready in time are still to come, as the last reload's detail."""
+        last = self.last_reload
+        if last is None or last.exit_code != ExitCode.TIMED_OUT or last.detail:
+            return False
+        return any(each.given_up and each.generation == last.generation for each in self._view().workers)
+
+    def _complete(self, death: actions.WorkerDied) -> None:
+        """Add its stacks to the last reload if that ended by giving up this worker; they are dumped after that."""
+        last = self.last_reload
+        if last and last.generation == death.generation and last.exit_code == ExitCode.TIMED_OUT and not last.detail:
+            self.last_reload = replace(last, detail=self._stacks(death))
+
+    def _stacks(self, death: actions.WorkerDied) -> str:
+        member = self._members[death.worker_id]
+        stacks = dumped(member.stacks()) if death.killed is KillReason.BOOT_TIMEOUT else ""
+        return f"{name_of(death.worker_id, member)}: {stacks}" if stacks else ""
 
     def _cause(self, death: actions.WorkerDied) -> str:
         return cause(death, self._members[death.worker_id])

@@ -171,11 +171,15 @@ class LinuxHost:
         member = self.members[worker_id]
         return self._birth(actions.Spawn(worker_id, member.slot, member.generation), member, channel)
 
-    def refuse(self, refusal: SpawnFailed) -> None:
-        """End the wait for a worker that has not announced itself: its channel ends, and its refusal is the reason."""
+    def refuse(self, refusal: SpawnFailed, words: messages.BootFailed | None = None) -> None:
+        """End the wait for a worker that has not announced itself: its channel ends, and its refusal is the reason.
+
+        `words` are the last ones of its zygote, if that is why.
+        """
         member = self.members.get(refusal.worker_id)
         if member is not None and member.pid is None and member.refusal is None:
             member.refusal = refusal
+            member.last_words = words
             member.channel.shut()
 
     def channel(self, worker_id: int) -> messages.Channel:

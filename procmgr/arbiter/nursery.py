@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from procmgr import messages
 from procmgr.arbiter.core.events import BootFailure, SpawnFailed
 from procmgr.arbiter.core.policy import Backoff
-from procmgr.arbiter.report import describe
+from procmgr.arbiter.report import describe, dumped
 from procmgr.arbiter.zygote import Zygote, fork_zygote
 from procmgr.errors import ExitCode
 from procmgr.handover import Descriptor
@@ -172,9 +172,10 @@ class Nursery:
             return False
         self._read(mother)
         self._loop.unwatch(mother.zygote.channel.fileno())
+        words = _last_words(mother, ending)
         if not mother.ending:
-            self._say_end(mother, ending)
-        self._refuse_all(mother, f"the {mother} is gone", _failure(mother, ending))
+            self._say_end(mother, words)
+        self._refuse_all(mother, f"the {mother} is gone", _failure(mother, ending), words)
         mother.zygote.close()
         if mother.ready and not mother.ending:
             self._lose(mother)
@@ -290,9 +291,11 @@ class Nursery:
             lambda: mother.zygote.signal(signal.SIGKILL) if self._mothers.get(pid) is mother else None,
         )
 
-    def _refuse_all(self, mother: _Mother, reason: str, failure: BootFailure) -> None:
+    def _refuse_all(
+        self, mother: _Mother, reason: str, failure: BootFailure, words: messages.BootFailed | None = None
+    ) -> None:
         for worker_id in mother.owed():
-            self._refuse(worker_id, reason, failure)
+            self._host.refuse(SpawnFailed(worker_id, reason, failure), words)
         for order in mother.waiting:
             order.birth.channel.close()
         mother.waiting.clear()
@@ -300,16 +303,11 @@ class Nursery:
     def _refuse(self, worker_id: int, reason: str, failure: BootFailure) -> None:
         self._host.refuse(SpawnFailed(worker_id, reason, failure))
 
-    def _say_end(self, mother: _Mother, ending: Exit) -> None:
-        if mother.late:
-            what = "answer" if mother.ready else "import the application"
-            stacks = mother.zygote.stacks()
-            dump = f"; its stacks were:\n{stacks}" if stacks else ""
-            log.error("the %s was killed by procmgr because it did not %s in time%s", mother, what, dump)
-        elif mother.last_words is not None:
-            self._report.say_failure(f"the {mother} could not start", mother.last_words)
+    def _say_end(self, mother: _Mother, words: messages.BootFailed) -> None:
+        if words is mother.last_words:
+            self._report.say_failure(f"the {mother} could not start", words)
         else:
-            log.error("the %s %s%s", mother, describe(ending), "" if mother.ready else " before it had imported")
+            log.error("%s%s", words.summary, f"; {words.detail}" if words.detail else "")
 
     def _lose(self, mother: _Mother) -> None:
         """Say that a generation lost its zygote; later each time if zygotes do not live long."""
@@ -353,6 +351,18 @@ def _hand_over(mother: _Mother) -> MotherEstate:
         late=mother.late,
         last_words=mother.last_words,
     )
+
+
+def _last_words(mother: _Mother, ending: Exit) -> messages.BootFailed:
+    """Return why a zygote has ended: in its own words, or in those that can be found for it."""
+    if mother.late:
+        what = "answer" if mother.ready else "import the application"
+        summary = f"the {mother} was killed by procmgr because it did not {what} in time"
+        return messages.BootFailed(ExitCode.TIMED_OUT, summary, dumped(mother.zygote.stacks()))
+    if mother.last_words is not None:
+        return mother.last_words
+    when = "" if mother.ready else " before it had imported"
+    return messages.BootFailed(ExitCode.APP_FAILED, f"the {mother} {describe(ending)}{when}", "")
 
 
 def _failure(mother: _Mother, ending: Exit) -> BootFailure:

@@ -89,8 +89,8 @@ class Report:
         line = f"{self._name(death.worker_id)} {cause(death, member)} after {death.age_seconds:.1f} s, {served}"
         if death.killed is not None or not death.expected:
             line += in_flight(member, time.monotonic())
-        stacks = member.stacks() if death.killed in _DUMPED else ""
-        log.log(_severity(death), "%s%s", line, f"; its stacks were:\n{stacks}" if stacks else "")
+        stacks = dumped(member.stacks()) if death.killed in _DUMPED else ""
+        log.log(_severity(death), "%s%s", line, f"; {stacks}" if stacks else "")
 
     def say_failure(self, what: str, words: messages.BootFailed) -> None:
         """Log why something could not start: `what`, and the words it left."""
@@ -129,6 +129,11 @@ class Report:
 def name_of(worker_id: int, member: Member) -> str:
     """Return what a worker is called in the log."""
     return f"worker {worker_id} (slot {member.slot}, pid {member.pid})"
+
+
+def dumped(stacks: str) -> str:
+    """Return what is shown of the stacks of a process that was killed; empty if there are none."""
+    return f"its stacks were:\n{stacks.rstrip()}" if stacks else ""
 
 
 def in_flight(member: Member, now: float) -> str:

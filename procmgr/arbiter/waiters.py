@@ -92,6 +92,7 @@ class ReloadWaiter(Waiter):
         super().__init__(client, view=view, members=members)
         self._generation = generation
         self._history = history
+        self._delayed = False
         self._begin()
 
     def hear(self, notice: actions.Notice) -> None:
@@ -108,6 +109,8 @@ class ReloadWaiter(Waiter):
                     summary = self._history.fault(notice).summary
                     text = f"{self._name(notice.worker_id)} could not start: {summary}"
                     self._step("failed", text, worker=notice.worker_id, slot=notice.slot)
+                if self._delayed:
+                    self._judge()
             case actions.BackingOff():
                 self._step("backing-off", f"next attempt in {notice.seconds:.1f} s", seconds=round(notice.seconds, 3))
             case actions.ReloadEnded(generation=generation) if generation >= self._generation:
@@ -119,7 +122,7 @@ class ReloadWaiter(Waiter):
         view, generation = self._view(), self._generation
         self.client.event(control.ACCEPTED, operation=f"reload:{generation}")
         self._judge()
-        if self.ended:
+        if self.ended or self._delayed:
             return
         if view.rolling is not None and view.rolling >= generation:
             self._say_rolling(view.rolling)
@@ -137,6 +140,9 @@ class ReloadWaiter(Waiter):
         """End if the last reload that ended is the one waited for, or a later one."""
         last = self._history.last_reload
         if last is None or last.generation is None or last.generation < self._generation:
+            return
+        self._delayed = self._history.incomplete
+        if self._delayed:
             return
         if last.outcome is ReloadOutcome.SUPERSEDED:
             self._step("superseded", f"{last.text}: following that")

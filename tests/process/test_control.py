@@ -155,6 +155,47 @@ def test_reload_that_does_not_boot_in_time_exits_with_75(controlled, at, write_a
     assert daemon.get()["version"] == "one"
 
 
+def test_reload_that_does_not_boot_in_time_shows_where_it_hung(controlled, at, write_app, tmp_path):
+    app = write_app(VERSIONED.format("one"))
+    controlled("--timeout-boot", "1", "--app-dir", str(tmp_path), app=app)
+    write_app(HANGS)
+    failed = ctl("-s", str(at), "reload")
+    assert re.search(r'(?s)\Aworker 2 \(slot 0, pid \d+\): its stacks were:\n.*site_app\.py", line 2 in', failed.stderr)
+    assert status(at)["last_reload"]["detail"] in failed.stderr, "who asks later is told too"
+
+
+def test_restart_into_code_that_does_not_boot_in_time_shows_where_it_hung(controlled, at, write_app, tmp_path):
+    app = write_app(VERSIONED.format("one"))
+    controlled("--timeout-boot", "1", "--app-dir", str(tmp_path), app=app)
+    write_app(HANGS)
+    failed = ctl("-s", str(at), "restart", "0")
+    write_app(VERSIONED.format("one"))
+    assert failed.returncode == 75
+    assert re.search(r'its stacks were:\n(?s:.*)site_app\.py", line 2 in', failed.stderr)
+
+
+PRELOAD_FAILURES = {
+    "no import": ("import nothere\n", 4, r'site_app\.py", line 1, in <module>\n(?s:.*)nothere'),
+    "an exception": ("raise RuntimeError('no database today')\n", 3, r"Traceback(?s:.*)no database today"),
+    "a death": ("import os\nos._exit(9)\n", 3, r"exited with status 9 before it had imported"),
+    "a hang": (HANGS, 75, r'its stacks were:\n(?s:.*)site_app\.py", line 2 in'),
+}
+
+
+@pytest.mark.parametrize("case", PRELOAD_FAILURES)
+def test_reload_tells_why_a_zygote_could_not_import(controlled, at, write_app, tmp_path, case):
+    source, code, told = PRELOAD_FAILURES[case]
+    app = write_app(VERSIONED.format("one"))
+    daemon = controlled("--preload", "-w", "2", "--timeout-boot", "2", "--app-dir", str(tmp_path), app=app)
+    write_app(source)
+    failed = ctl("-s", str(at), "reload")
+    assert failed.returncode == code, failed.stderr
+    assert re.search(told, failed.stderr)
+    *_, last = failed.stderr.splitlines()
+    assert last.startswith("procmgrctl: error: generation 2 was rolled back, generation 1 serves on: ")
+    assert daemon.get()["version"] == "one"
+
+
 def test_reload_with_a_broken_configuration_exits_with_78_and_changes_nothing(controlled, at, tmp_path):
     config = tmp_path / "site.toml"
     config.write_text("workers = 1\n")

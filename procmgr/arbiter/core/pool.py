@@ -166,4 +166,5 @@ def _show(worker: Worker) -> WorkerView:
         state=_STATES[worker.phase],
         born=worker.born,
         since=worker.since,
+        given_up=worker.doomed,
     )

@@ -26,7 +26,7 @@ class WorkerView:
     """One worker.
 
     `pid` is None until its fork is reported; `born` is when it was forked, `since` when it entered `state`, monotonic
-    seconds.
+    seconds. One that is `given_up` is killed within a moment, whatever it says.
     """
 
     worker_id: int
@@ -36,6 +36,7 @@ class WorkerView:
     state: WorkerState
     born: float
     since: float
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
