@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
+_SHOWN_REQUESTS: Final = 8
+_SHOWN_IN_ALL: Final = 400  # of up to 600 bytes each, since what is escaped is escaped again in JSON
 _PREIMPORTED: Final = ("procmgr", "uvloop", "httptools", "h11", "websockets", "click", "psutil")
 
 
@@ -78,6 +80,7 @@ class Status:
     def document(self, plan: Plan) -> Document:
         """Return the status; `plan` is the one in force."""
         view, now = self._view(), self._now()
+        shown = min(_SHOWN_REQUESTS, max(1, _SHOWN_IN_ALL // max(1, len(view.workers))))
         return {
             **identity(plan),
             "uptime": round(now - self._born, 3),
@@ -87,7 +90,7 @@ class Status:
             "warnings": self._releases.drift(),
             "pool": _pool(view),
             "last_reload": _reload(self._history.last_reload, now),
-            "workers": [self._worker(worker, now) for worker in view.workers],
+            "workers": [self._worker(worker, now, shown) for worker in view.workers],
             "vacant": self._vacant(view, now),
         }
 
@@ -100,7 +103,7 @@ class Status:
             if slot < view.desired and slot not in held
         ]
 
-    def _worker(self, worker: WorkerView, now: float) -> Document:
+    def _worker(self, worker: WorkerView, now: float, shown: int) -> Document:
         member = self._members.get(worker.worker_id)
         return {
             "slot": worker.slot,
@@ -111,6 +114,7 @@ class Status:
             "age": round(now - worker.born, 3),
             "in_state": round(now - worker.since, 3),
             **(_row(member.row, now) if member else {}),
+            "in_flight": _in_flight(member.records, now)[:shown] if member else [],
             **(_process(worker.pid) if worker.pid else {}),
             "predecessor": _predecessor(self._history.departures.get(worker.slot), worker.worker_id, now),
         }
@@ -157,7 +161,17 @@ def _row(row: scoreboard.Row, now: float) -> Document:
         "connections": row[scoreboard.CONNECTIONS],
         "lag": round(row[scoreboard.LAG] / 1e9, 6),
         "beat_ago": round(max(0.0, now - beat), 3) if beat else None,
+        "debugging": bool(row[scoreboard.DEBUGGING]),
     }
+
+
+def _in_flight(records: scoreboard.Records, now: float) -> list[Document]:
+    """Return the requests that run, the oldest first; "active" counts them all."""
+    found = []
+    for began, what in scoreboard.running(records):
+        method, _, path = what.partition(" ")
+        found.append({"method": method, "path": path, "age": round(max(0.0, now - began / 1e9), 3)})
+    return found
 
 
 def _process(pid: int) -> Document:

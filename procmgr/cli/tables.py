@@ -21,6 +21,8 @@ Row = dict[str, Any]
 _GAP: Final = 2
 _NONE: Final = "-"
 _BEAT_WORRIES: Final = 5.0
+_SHOWN_REQUESTS: Final = 10
+_CUT: Final = "..."
 
 
 class Style(Enum):
@@ -33,7 +35,12 @@ class Style(Enum):
     YELLOW = "33"
 
 
-_STATES: Final = {"ready": Style.GREEN, "starting": Style.YELLOW, "draining": Style.DIM}
+_STATES: Final = {
+    "ready": Style.GREEN,
+    "starting": Style.YELLOW,
+    "debugged": Style.YELLOW,
+    "draining": Style.DIM,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,11 @@ def _timed(name: str, form: Callable[[float | None], str]) -> Callable[[Row], st
     return lambda row: form(row.get(name))
 
 
+def _state(row: Row) -> str:
+    """Return the state; while a person debugs a worker, that: it may stand still for as long as he thinks."""
+    return "debugged" if row.get("debugging") else str(row["state"])
+
+
 def _late(row: Row) -> Style | None:
     return Style.RED if (row.get("beat_ago") or 0) > _BEAT_WORRIES else None
 
@@ -160,7 +172,7 @@ _WORKERS: Final = (
     Column("ID", _number("worker"), drop=5),
     Column("PID", _number("pid")),
     Column("GEN", _number("generation"), drop=9),
-    Column("STATE", lambda row: str(row["state"]), left=True, style=lambda row: _STATES.get(row["state"])),
+    Column("STATE", _state, left=True, style=lambda row: _STATES.get(_state(row))),
     Column("AGE", _timed("age", span), drop=1),
     Column("REQS", _number("requests"), drop=2),
     Column("ACT", _number("active"), drop=4),
@@ -179,6 +191,14 @@ _DEPARTURES: Final = (
 )
 
 
+_REQUESTS: Final = (
+    Column("SLOT", _number("slot")),
+    Column("PID", _number("pid")),
+    Column("FOR", _timed("age", fine)),
+    Column("REQUEST", _number("request"), left=True),
+)
+
+
 def status(document: Row, paper: Paper) -> str:
     """Return what `procmgrctl status` prints."""
     about = f"{document['name']}: procmgr {document['version']}, pid {document['pid']}, up {span(document['uptime'])}"
@@ -191,6 +211,7 @@ def status(document: Row, paper: Paper) -> str:
     ]
     if document["workers"]:
         lines += ["", *table(_columns(document["workers"], paper), document["workers"], paper)]
+    lines += _in_flight(document["workers"], paper)
     if departures := _departures(document):
         lines += ["", *table(_DEPARTURES, departures, paper)]
     return "\n".join(lines) + "\n"
@@ -200,6 +221,31 @@ def _columns(workers: Sequence[Row], paper: Paper) -> list[Column]:
     """Leave out on a terminal what the lines above have said already."""
     uniform = len({row["generation"] for row in workers}) == 1
     return [column for column in _WORKERS if not (column.title == "GEN" and uniform and paper.width is not None)]
+
+
+def _in_flight(workers: Sequence[Row], paper: Paper) -> list[str]:
+    """Return the requests that run for longest, as lines; on a terminal a path is cut rather than wrapped."""
+    rows = [
+        {"slot": row["slot"], "pid": row["pid"], "request": f"{each['method']} {each['path']}", "age": each["age"]}
+        for row in workers
+        for each in row["in_flight"]
+    ]
+    rows.sort(key=lambda row: -float(row["age"]))
+    shown = rows[:_SHOWN_REQUESTS]
+    if not shown:
+        return []
+    room = None if paper.width is None else paper.width - _width(_REQUESTS[:-1], shown) - _GAP
+    for row in shown:
+        row["request"] = _cut(row["request"], room)
+    more = max(len(rows), sum(row.get("active") or 0 for row in workers)) - len(shown)
+    last = [paper.styled(f"(and {more} more in flight)", Style.DIM)] if more > 0 else []
+    return ["", *table(_REQUESTS, shown, paper), *last]
+
+
+def _cut(text: str, room: int | None) -> str:
+    if room is None or len(text) <= room:
+        return text
+    return f"{text[: max(0, room - len(_CUT))]}{_CUT}"
 
 
 def _last_reload(last: Row | None, paper: Paper) -> list[str]:

@@ -68,6 +68,23 @@ def test_status_as_json_has_every_measure_of_a_worker(controlled, at):
     assert worker["predecessor"] is None
 
 
+def test_status_tells_what_runs_in_a_worker_though_its_loop_is_blocked(controlled, at):
+    daemon = controlled("-w", "2")
+    connection = daemon.connect()
+    connection.request("GET", "/block?secret=1")
+    visit = daemon.probe.wait("blocked")
+    (worker,) = [each for each in status(at)["workers"] if each["pid"] == visit.pid]
+    assert worker["active"] == 1
+    (request,) = worker["in_flight"]
+    assert (request["method"], request["path"]) == ("GET", "/block")
+    assert request["age"] >= 0
+    shown = ctl("-s", str(at), "status").stdout
+    assert re.search(rf"^ +{worker['slot']} +{visit.pid} +\d\S+  GET /block$", shown, re.MULTILINE)
+    visit.release()
+    assert connection.answer()[0].status == 200
+    assert [each["in_flight"] for each in status(at)["workers"]] == [[], []]
+
+
 def test_status_answers_while_every_worker_is_stopped(controlled, at):
     daemon = controlled("-w", "3")
     stopped = daemon.workers()

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from support import proc
+from support.ctl import ctl
 from support.load import Load
 
 
@@ -216,13 +217,16 @@ async def stop_here():
 @pytest.mark.parametrize("call", ["breakpoint()", "import pdb; pdb.set_trace()"])
 def test_a_debugged_worker_on_a_terminal_is_neither_dumped_nor_killed(serve, write_app, tmp_path, call):
     ours, theirs = pty.openpty()
+    at = tmp_path / "control.sock"
     try:
         app = write_app(BREAKS.replace("{breakpoint}", call))
-        daemon = serve("-t", "2", "--slow-loop", "0.2", "--app-dir", str(tmp_path), app=app, stdin=theirs)
+        options = ("-t", "2", "--slow-loop", "0.2", "--app-dir", str(tmp_path), "--control", str(at))
+        daemon = serve(*options, app=app, stdin=theirs)
         connection = daemon.connect()
         connection.request("GET", "/break")
         visit = daemon.probe.wait("breaking")
         seconds_pass(daemon, 5)
+        assert re.search(r" debugged (?s:.*) GET /break\n", ctl("-s", str(at), "status").stdout)
         os.write(ours, b"c\n")
         assert daemon.probe.wait("broke").pid == visit.pid
         assert connection.answer()[0].status == 200

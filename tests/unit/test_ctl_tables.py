@@ -28,6 +28,8 @@ def worker(slot=0, **more):
         "beat_ago": 0.41,
         "cpu": 12.34,
         "memory": 45 << 20,
+        "in_flight": [],
+        "debugging": False,
         "predecessor": None,
         **more,
     }
@@ -79,6 +81,39 @@ def test_predecessors_that_went_for_one_reason_share_a_line():
     assert shown.endswith(
         "\n\nSLOT  BEFORE     WENT  WHY\n0, 1  4, 5     3s ago  was retired\n2     6       70s ago  died of SIGKILL\n"
     )
+
+
+def request(path="/", age=1.0, method="GET"):
+    return {"method": method, "path": path, "age": age}
+
+
+def test_requests_in_flight_are_shown_oldest_first_whichever_worker_runs_them():
+    rows = [worker(0, in_flight=[request("/new", 0.3)]), worker(1, in_flight=[request("/old", 75.0, "POST")])]
+    assert tables.status(document(*rows), PIPE).endswith(
+        "\n\nSLOT   PID    FOR  REQUEST\n   1  4301  75.0s  POST /old\n   0  4300  300ms  GET /new\n"
+        "(and 2 more in flight)\n"
+    )
+
+
+def test_without_requests_in_flight_there_is_no_table_of_them():
+    assert "REQUEST" not in tables.status(document(worker()), PIPE)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_requests_in_flight_fit_the_terminal_and_are_few_and_whole_on_a_pipe(width):
+    rows = [worker(slot, active=8, in_flight=[request("/long" * 20)] * 8) for slot in range(12)]
+    lines = tables.status(document(*rows), Paper(width, colour=False)).splitlines()
+    shown = [line for line in lines if "GET /" in line]
+    assert len(shown) == 10
+    assert all(len(line) == width and line.endswith("...") for line in shown)
+    assert "(and 86 more in flight)" in lines
+    assert "GET " + "/long" * 20 + "\n" in tables.status(document(*rows), PIPE)
+
+
+def test_a_worker_that_is_debugged_is_marked():
+    shown = tables.status(document(worker(debugging=True)), Paper(80, colour=True))
+    assert "\x1b[33mdebugged\x1b[0m" in shown
+    assert "too narrow" not in shown
 
 
 def test_an_empty_slot_tells_who_was_there_last():

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 from importlib import metadata
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from sim.drive import serving
 
-from procmgr import messages
+from procmgr import control, messages, scoreboard
 from procmgr.arbiter import status
+from procmgr.arbiter.control import MAX_OUTPUT
 from procmgr.arbiter.core import actions, events
 from procmgr.arbiter.core.events import BootFailure, Exit
 from procmgr.arbiter.history import History
-from procmgr.arbiter.status import Releases
+from procmgr.arbiter.status import Releases, Status
+from procmgr.config.settings import MAX_WORKERS
 from procmgr.errors import ConfigError
 
 
@@ -44,6 +48,45 @@ class Story:
 
     def reason(self, slot: int) -> str:
         return self.history.departures[slot].reason
+
+
+def test_requests_in_flight_are_told_oldest_first_with_their_age_and_without_their_query():
+    records = memoryview(bytearray(scoreboard.RECORDS_BYTES))
+    inflight = scoreboard.InFlight(records)
+    inflight.begin(b"GET /old?secret=1 HTTP/1.1\r\n")
+    inflight.begin(b"POST /new HTTP/1.1\r\n")
+    (began, _), _ = scoreboard.running(records)
+    told = status._in_flight(records, began / 1e9 + 2.5)
+    assert [(each["method"], each["path"]) for each in told] == [("GET", "/old"), ("POST", "/new")]
+    assert told[0]["age"] == 2.5
+
+
+def test_a_record_that_makes_no_sense_is_told_without_harm():
+    records = memoryview(bytearray(b"\xff" * scoreboard.RECORDS_BYTES))
+    told = status._in_flight(records, 1.0)
+    assert all(each["age"] == 0.0 and each["path"].isascii() for each in told)
+
+
+def test_the_status_of_the_largest_pool_full_of_requests_is_an_answer_that_can_be_sent(monkeypatch):
+    monkeypatch.setattr(status, "_process", lambda _pid: {"cpu": 123_456.789, "memory": 1 << 40})
+    worst = struct.pack("=Q120s", 1, b"G \x1b" + b"\xff" * 117) * scoreboard.RECORDS
+    member = SimpleNamespace(row=memoryview(bytearray(b"\xff" * 512)).cast("Q"), records=memoryview(worst))
+    story = Story(1)
+    view = replace(story.drive.view, workers=story.drive.view.workers * MAX_WORKERS)
+    told = Status(
+        view=lambda: view,
+        members=dict.fromkeys(story.members, member),
+        history=story.history,
+        releases=Releases(),
+        now=lambda: 1e6,
+        born=0.0,
+        summary=lambda: "",
+    )
+    settings = SimpleNamespace(process=SimpleNamespace(name="shop"), app=SimpleNamespace(app="shop:app"))
+    document = told.document(SimpleNamespace(settings=settings, listeners=()))
+    assert len(document["workers"]) == MAX_WORKERS
+    assert all(worker["in_flight"] for worker in document["workers"])
+    assert len(control.encode(document)) < MAX_OUTPUT
 
 
 def test_releases_that_were_replaced_on_disk_are_told(monkeypatch):
