@@ -223,6 +223,11 @@ class Scoreboard:
         self._zero(number)
         self._free.append(number)
 
+    def sum(self, index: int) -> int:
+        """Return a counter over every row that is leased, and that ever was."""
+        leased = set(range(1, MAX_ROWS + 1)).difference(self._free)
+        return self.totals[index] + sum(self._cells[number * ROW_CELLS + index] for number in leased)
+
     def close(self) -> None:
         """Unmap the memory and close the memfd; rows handed out must not be used afterwards."""
         self._cells.release()

@@ -1,20 +1,29 @@
-"""systemd's protocols: the notification socket (sd_notify(3)), the watchdog and sockets passed by activation.
+"""systemd's protocols: notifications (sd_notify(3)), the watchdog, sockets passed by activation, kept descriptors.
 
 Rules: a notification never blocks and never raises; a failed one is remembered in `Notifier.error` for the caller to
 report. Reading the environment removes the variables, so that nothing a worker starts mistakes itself for the service.
+
+The descriptor store (systemd.service(5), FileDescriptorStoreMax=) is used where FDSTORE says that there is one, as
+systemd does from release 254 on: systemd never answers, and what is taken for stored must not be unlinked.
 """
 
 from __future__ import annotations
 
+import array
 import fcntl
+import hashlib
 import os
 import re
 import socket
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import quote
+
+from procmgr.errors import ProcmgrError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START: passed descriptors are numbered from here (sd_listen_fds(3))."""
@@ -24,6 +33,9 @@ MAX_VALUE: Final = 4096
 
 _LINE_BREAKS: Final = re.compile(r"[\r\n\0]+")
 _MAX_FDS: Final = 4096
+_STORED: Final = "procmgr-"
+_NAME_CHARACTERS: Final = 255
+_KEPT_CHARACTERS: Final = 180
 
 
 class Notifier:
@@ -32,23 +44,29 @@ class Notifier:
     A socket is opened per message: messages are rare, and no descriptor needs care across fork and exec.
     """
 
-    __slots__ = ("_address", "error", "watchdog_interval")
+    __slots__ = ("_address", "error", "stores", "watchdog_interval")
 
-    def __init__(self, *, address: str | None, watchdog_interval: float | None = None) -> None:
+    def __init__(self, *, address: str | None, watchdog_interval: float | None = None, stores: bool = False) -> None:
         self._address = address
         self.watchdog_interval = watchdog_interval
         """Seconds between two `watchdog()` calls, half of what systemd allows; None if it does not watch."""
+        self.stores = stores and address is not None
+        """Whether systemd keeps descriptors for this service."""
         self.error: OSError | None = None
         """Why the last message was not delivered, None if it was."""
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Self:
-        """Take NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID (sd_watchdog_enabled(3)) out of `environ`."""
+        """Take NOTIFY_SOCKET, FDSTORE, WATCHDOG_USEC and WATCHDOG_PID (sd_watchdog_enabled(3)) out of `environ`."""
         address = environ.pop("NOTIFY_SOCKET", None)
         usec = environ.pop("WATCHDOG_USEC", None)
         pid = environ.pop("WATCHDOG_PID", None)
         watched = pid is None or _number(pid) == os.getpid()
-        return cls(address=address or None, watchdog_interval=_half_seconds(usec) if watched else None)
+        return cls(
+            address=address or None,
+            watchdog_interval=_half_seconds(usec) if watched else None,
+            stores=bool(_number(environ.pop("FDSTORE", ""))),
+        )
 
     @property
     def enabled(self) -> bool:
@@ -56,8 +74,8 @@ class Notifier:
         return self._address is not None
 
     def ready(self, status: str | None = None) -> bool:
-        """Tell that the start or a reload is complete."""
-        return self.send(READY=1, STATUS=status)
+        """Tell that the start or a reload is complete, and who it is: a wrapper may have been started instead."""
+        return self.send(READY=1, MAINPID=os.getpid(), STATUS=status)
 
     def reloading(self, status: str | None = None) -> bool:
         """Tell that a reload begins; by the time stamp `Type=notify-reload` knows that it began after its signal."""
@@ -79,11 +97,25 @@ class Notifier:
         """Ask for `seconds` more, from now, for the start or stop under way."""
         return self.send(EXTEND_TIMEOUT_USEC=int(seconds * 1_000_000))
 
-    def errno(self, number: int) -> bool:
-        """Tell with which errno the service failed."""
-        return self.send(ERRNO=number)
+    def main_pid(self) -> bool:
+        """Tell which process is the service's main one: this."""
+        return self.send(MAINPID=os.getpid())
 
-    def send(self, **fields: str | int | None) -> bool:
+    def failed(self, error: BaseException) -> bool:
+        """Tell why the service does not start; with the operating system's own number if that was the reason."""
+        cause = error if isinstance(error, OSError) else error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        return self.send(STATUS=f"cannot start: {error}", ERRNO=number)
+
+    def store(self, fd: int, name: str) -> bool:
+        """Have a copy of `fd` kept, which the next start finds among the passed sockets under `name`."""
+        return self.send([fd], FDSTORE=1, FDNAME=name)
+
+    def forget(self, name: str) -> bool:
+        """Have every kept copy of that name closed."""
+        return self.send(FDSTOREREMOVE=1, FDNAME=name)
+
+    def send(self, fds: Sequence[int] = (), /, **fields: str | int | None) -> bool:
         """Send `NAME=value` lines in one datagram, leaving out None; line breaks in a value become spaces.
 
         Returns whether it was handed over; if not and a service manager listens, `error` says why.
@@ -92,20 +124,46 @@ class Notifier:
             return False
         message = "\n".join(f"{name}={_clean(value)}" for name, value in fields.items() if value is not None)
         try:
-            self._deliver(self._address, message.encode(errors="replace"))
+            self._deliver(self._address, message.encode(errors="replace"), fds)
         except OSError as error:
             self.error = error
             return False
         self.error = None
         return True
 
-    def _deliver(self, address: str, message: bytes) -> None:
+    def _deliver(self, address: str, message: bytes, fds: Sequence[int]) -> None:
         # "@" stands for the NUL of an abstract name; vsock:… and other schemes are for virtual machines.
         if not address.startswith(("/", "@")):
             raise OSError(f"NOTIFY_SOCKET={address!r} is neither a path nor an abstract name")
         target = b"\0" + os.fsencode(address[1:]) if address.startswith("@") else os.fsencode(address)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, target)
+            sock.sendmsg([message], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, target)
+
+
+@contextmanager
+def told_of_failure(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """Tell the service manager that is in `environ` now, and may have been taken out of it by then, of a refusal."""
+    notifier = Notifier(address=environ.get("NOTIFY_SOCKET") or None)
+    try:
+        yield
+    except ProcmgrError as error:
+        notifier.failed(error)
+        raise
+
+
+def stored_name(address: str) -> str:
+    """Return the name under which a listener for `address` is stored: printable ASCII without a colon, bounded."""
+    raw = os.fsencode(address)
+    name = _STORED + quote(raw, safe="/@[],=")
+    if len(name) <= _NAME_CHARACTERS:
+        return name
+    return f"{name[:_KEPT_CHARACTERS]}-{hashlib.sha256(raw).hexdigest()}"
+
+
+def is_stored(name: str) -> bool:
+    """Tell whether a passed socket of this name is one that procmgr had stored."""
+    return name.startswith(_STORED)
 
 
 def inherited_sockets(

@@ -13,7 +13,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from procmgr import __version__, logs, messages, process, sockets, systemd
+from procmgr import __version__, logs, messages, process, scoreboard, sockets
 from procmgr.arbiter import descendants, estate
 from procmgr.arbiter.aides import Aides
 from procmgr.arbiter.control import Control, try_open
@@ -22,9 +22,11 @@ from procmgr.arbiter.core.events import Reload, ScaleBy, Stop, StopLevel
 from procmgr.arbiter.core.view import status_line
 from procmgr.arbiter.guard import Guard
 from procmgr.arbiter.history import History
+from procmgr.arbiter.hooks import HOOK_SECONDS
 from procmgr.arbiter.host import LinuxHost
 from procmgr.arbiter.lateness import LateLoops
 from procmgr.arbiter.loop import Loop
+from procmgr.arbiter.manager import Rate, ServiceManager
 from procmgr.arbiter.memory import MemoryGauge
 from procmgr.arbiter.nursery import Nursery
 from procmgr.arbiter.oom import OomKills
@@ -55,7 +57,6 @@ class Arbiter:
 
     def __init__(self, invocation: Invocation, made: Parts) -> None:
         self._invocation = invocation
-        self._notifier = systemd.Notifier.from_environ(os.environ)
         self._log_files, self._logs = made.log_files, made.logs
         self._listeners, self._plans = made.listeners, made.plans
         self._pid_file = made.pid_file
@@ -102,6 +103,16 @@ class Arbiter:
             stacks=stacks,
             born=self._born,
         )
+        self._rate = Rate()
+        self._manager = ServiceManager(
+            notifier=made.notifier,
+            loop=self._loop,
+            now=self._host.now,
+            view=self._pool.view,
+            policy=lambda: policy_of(self.plan_in_force().settings),
+            summary=self._service_status,
+            after_seconds=HOOK_SECONDS,
+        )
         self._control = self._adopt_control(left) if left else self._open_control(made.settings)
         self._aides = Aides(
             invocation=invocation,
@@ -128,7 +139,7 @@ class Arbiter:
         else:
             self._upgrade.ended(envelope)
         self._aides.watch()
-        self._feed_watchdog()
+        self._manager.start()
         code = self._loop.run()
         self._aides.finish()
         self._nursery.close()
@@ -201,22 +212,16 @@ class Arbiter:
         self._history.note(notice)
         self._report.say(notice)
         self._aides.hear(notice)
-        self._notify(notice)
+        self._manager.hear(notice)
         self._operations.hear(notice)
 
     def on_sample(self, now: float) -> None:
         """Say how it stands, measure workers, and let go of control clients that were silent for too long."""
-        self._say_status()
+        self._rate.look(now, self._host.board.sum(scoreboard.REQUESTS))
+        self._manager.sample()
         self._memory.sample()
         if self._control is not None:
             self._control.sweep(now)
-
-    def _feed_watchdog(self) -> None:
-        """Prove to systemd that the loop turns, at half the interval that it allows (sd_watchdog_enabled(3))."""
-        interval = self._notifier.watchdog_interval
-        if interval is not None:
-            self._notifier.watchdog()
-            self._loop.call_at(self._host.now() + interval, self._feed_watchdog)
 
     def _birth(self, order: actions.Spawn, member: Member, channel: messages.Channel) -> boot.Birth:
         plan = self._plans.of(order.generation)
@@ -262,8 +267,7 @@ class Arbiter:
         except ProcmgrError as error:
             log.error("reload refused, nothing changed: %s", error)
             self._history.note_refusal(error)
-            self._notifier.reloading("reload refused")
-            self._notifier.ready(f"reload refused: {error}")
+            self._manager.refused(error)
             raise
         level = live_level(plan.settings)
         if level is not None:
@@ -273,7 +277,7 @@ class Arbiter:
         return self._roll(plan)
 
     def _roll(self, plan: Plan) -> int:
-        self._notifier.reloading("reloading")
+        self._manager.reloading()
         self._loop.post(Reload(policy_of(plan.settings)))
         return self._pool.view().newest_generation
 
@@ -296,7 +300,7 @@ class Arbiter:
         return self._history.upgrades
 
     def _on_upgrade(self) -> None:
-        self._say_status()
+        self._manager.say()
         self._operations.look()
 
     def _part(self) -> None:
@@ -360,27 +364,13 @@ class Arbiter:
     def _serve_control(self, listener: Listener) -> Control:
         return Control(listener=listener, loop=self._loop, now=self._host.now, answer=self._operations.answer)
 
-    def _notify(self, notice: actions.Notice) -> None:
-        view = self._pool.view()
-        status = self.summary()
-        match notice:
-            case actions.PoolReady():
-                self._notifier.ready(status)
-            # Not for one that a newer one overtook, nor before the first READY, nor after STOPPING.
-            case actions.ReloadEnded() if view.pool_ready and view.stop is None and not (view.rolling or view.pending):
-                self._notifier.ready(status)
-            case actions.Stopping():
-                self._notifier.stopping(status)
-            case _:
-                self._notifier.status(status)
-
     def summary(self) -> str:
         """Return the state in one line."""
         view = self._pool.view()
         return status_line(view, self._upgrade.status) + self._report.mixture(view)
 
-    def _say_status(self) -> None:
-        self._notifier.status(self.summary())
+    def _service_status(self) -> str:
+        return ", ".join(filter(None, [self.summary() + self._history.trouble(), str(self._rate)]))
 
     def _adopt_guard(self, guard: Guard) -> Guard:
         self._host.rejoin(guard, self._on_foreign_death)

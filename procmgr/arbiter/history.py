@@ -51,7 +51,10 @@ class Departure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastReload:
-    """How a reload ended. `generation` is None for one that was refused; `at` is monotonic seconds."""
+    """How a reload ended. `generation` is None for one that was refused; `at` is monotonic seconds.
+
+    `why` is what went wrong, in a line, if anything did.
+    """
 
     generation: int | None
     outcome: ReloadOutcome | None
@@ -59,6 +62,7 @@ class LastReload:
     text: str
     detail: str
     at: float
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +138,21 @@ class History:
         """Note that a reload was refused for its configuration."""
         text = f"refused, nothing changed: {error}"
         self.last_reload = LastReload(
-            generation=None, outcome=None, exit_code=error.exit_code, text=text, detail="", at=self._now()
+            generation=None,
+            outcome=None,
+            exit_code=error.exit_code,
+            text=text,
+            detail="",
+            at=self._now(),
+            why=str(error),
         )
+
+    def trouble(self) -> str:
+        """Return the end of the status that says why the last reload failed, until another one is under way."""
+        last, view = self.last_reload, self._view()
+        if last is None or not last.why or view.rolling is not None or view.stop is not None:
+            return ""
+        return f"; reload {'refused' if last.outcome is None else 'failed'}: {last.why}"
 
     def note_upgrade(self, exit_code: int, text: str, detail: str = "") -> None:
         """Note how the upgrade that was begun last has ended."""
@@ -195,6 +212,7 @@ class History:
             text=_sentence(ended, self._view().generation, fault),
             detail=fault.detail if fault else "",
             at=self._now(),
+            why=fault.summary if fault else "",
         )
 
     def _witness(self, generation: int) -> Member | None:

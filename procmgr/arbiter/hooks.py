@@ -3,8 +3,8 @@
 A hook module that imports the application would freeze it for every later worker, and a hook that hangs would stop the
 arbiter. So a hook gets a process, without the arbiter's rights and descriptors, and a dict that says what happened and
 what the pool is like. The arbiter waits for none: `_AT_ONCE` run at a time, the next `_WAITING` wait for their turn,
-and who still runs after `_SECONDS` is killed. What a hook writes is logged as one event at its end, if need be without
-its middle.
+and who still runs after `HOOK_SECONDS` is killed. What a hook writes is logged as one event at its end, if need be
+without its middle.
 
 At a stop hooks get the time that the stop has anyway, and no more: see `hurry`.
 """
@@ -33,7 +33,7 @@ Document = dict[str, Any]
 
 _AT_ONCE: Final = 4
 _WAITING: Final = 256
-_SECONDS: Final = 10.0
+HOOK_SECONDS: Final = 10.0
 _CHUNK: Final = 64 * 1024
 _PAUSE: Final = 0.01  # seconds between two chunks, so that a hook which writes and writes does not occupy the arbiter
 _KEPT_HEAD: Final = 4 * 1024
@@ -179,7 +179,7 @@ class Hooks:
         finally:
             os.close(writer)
         os.set_blocking(reader, False)
-        timer = self._loop.call_at(time.monotonic() + _SECONDS, lambda: self._kill(pid))
+        timer = self._loop.call_at(time.monotonic() + HOOK_SECONDS, lambda: self._kill(pid))
         run = self._running[pid] = _Run(call=call, pid=pid, reader=reader, timer=timer)
         self._loop.watch(reader, lambda _events: self._listen(run))
         self._entrust(pid)

@@ -1,7 +1,8 @@
 """The listening sockets that the arbiter holds, by address.
 
 Rules: what stays is never closed, what is new is bound before anything old is let go, and opening is all or nothing: a
-set with one bad address leaves everything as it was. Only what procmgr bound is ever closed for good or unlinked.
+set with one bad address leaves everything as it was. Only what procmgr bound is ever closed for good or unlinked. Where
+systemd keeps descriptors (see `store`), what procmgr bound stays open for the next start.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from procmgr.plain import record
 from procmgr.sockets import Listener, ListenerEstate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from procmgr.arbiter.store import Store
     from procmgr.sockets import Address
 
 
@@ -38,18 +40,28 @@ class Listeners:
     the arbiter started. A stranger may become a listener by a reload, so the arbiter keeps it; a child does not.
     """
 
-    def __init__(self, *, inherited: tuple[tuple[str, int], ...] = (), strangers: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        inherited: tuple[tuple[str, int], ...] = (),
+        strangers: frozenset[int] = frozenset(),
+    ) -> None:
+        self._store = store
         self._inherited = inherited
         self._strangers = set(strangers)
         self._open: dict[Address, tuple[Listener, ...]] = {}
 
     @classmethod
-    def adopt(cls, estate: ListenersEstate) -> Self:
+    def adopt(cls, estate: ListenersEstate, *, store: Store) -> Self:
         """Take over listeners, which are bound already; raises `OSError`."""
         inherited = tuple((name, fd.number) for name, fd in estate.inherited)
-        listeners = cls(inherited=inherited, strangers=frozenset(fd.number for fd in estate.strangers))
+        strangers = frozenset(fd.number for fd in estate.strangers)
+        listeners = cls(store=store, inherited=inherited, strangers=strangers)
         for each in estate.open:
-            listeners._open[each.requested] = (*listeners._open.get(each.requested, ()), Listener.adopt(each))
+            listener = Listener.adopt(each)
+            listeners._open[each.requested] = (*listeners._open.get(each.requested, ()), listener)
+            store.keep(listener)  # a predecessor may not have
         return listeners
 
     def hand_over(self) -> ListenersEstate:
@@ -68,7 +80,7 @@ class Listeners:
         return tuple(listener for address in dict.fromkeys(addresses) for listener in self._open[address])
 
     def open(self, addresses: Iterable[Address], *, backlog: int, umask: int | None) -> tuple[Listener, ...]:
-        """Return the listeners for `addresses`, binding those that are not open yet.
+        """Return the listeners for `addresses`, binding those that are neither open yet nor stored.
 
         Raises `BindError` or `PrivilegeError` and closes again what this call has bound.
         """
@@ -78,8 +90,11 @@ class Listeners:
                 if address not in self._open and address not in fresh:
                     fresh[address] = self._bind(address, backlog, umask)
         except BaseException:
-            _close(fresh.values())
+            self._leave(fresh.values())
             raise
+        for listeners in fresh.values():
+            for listener in listeners:
+                self._store.keep(listener)
         self._open.update(fresh)
         return self.held(addresses)
 
@@ -89,7 +104,12 @@ class Listeners:
         gone = [self._open.pop(address) for address in list(self._open) if address not in wanted]
         closed = {listener.sock.fileno() for listeners in gone for listener in listeners}
         self._inherited = tuple((name, fd) for name, fd in self._inherited if fd not in closed)
-        _close(gone)
+        self._close(gone)
+
+    def leave(self) -> None:
+        """Close every listener at the end of the service; what is stored waits as it is for the next start."""
+        self._leave(self._open.values())
+        self._open.clear()
 
     def close_in_child(self, keep: tuple[Listener, ...]) -> None:
         """Close the descriptors in a forked child, but for those in `keep`, without unlinking anything."""
@@ -112,16 +132,23 @@ class Listeners:
                     raise BindError(f"{address}: systemd passed no socket of that name, it passed {known}")
                 return tuple(self._adopt(fd, name, backlog) for fd in fds)
             case _:
-                return (sockets.bind(address, backlog=backlog, umask=umask),)
+                stored = self._store.take(address, backlog=backlog)
+                return (stored or sockets.bind(address, backlog=backlog, umask=umask),)
 
     def _adopt(self, fd: int, name: str | None, backlog: int) -> Listener:
         listener = sockets.adopt(fd, name=name, backlog=backlog)
         self._strangers.discard(fd)  # it is the listener's from now on, and its number may be somebody else's one day
         return listener
 
+    def _close(self, groups: Sequence[tuple[Listener, ...]]) -> None:
+        for listeners in groups:
+            for listener in listeners:
+                self._store.drop(listener)
+        self._leave(groups)
 
-def _close(groups: Iterable[tuple[Listener, ...]]) -> None:
-    for listeners in groups:
-        for listener in listeners:
-            sockets.unlink(listener)
-            listener.sock.close()
+    def _leave(self, groups: Iterable[tuple[Listener, ...]]) -> None:
+        for listeners in groups:
+            for listener in listeners:
+                if not self._store.keeps(listener):
+                    sockets.unlink(listener)
+                listener.sock.close()

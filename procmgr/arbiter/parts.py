@@ -17,7 +17,9 @@ from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.listeners import Listeners
 from procmgr.arbiter.logfiles import LogFiles
 from procmgr.arbiter.plans import Plans
+from procmgr.arbiter.store import Store
 from procmgr.scoreboard import BEAT_SECONDS
+from procmgr.systemd import Notifier
 
 if TYPE_CHECKING:
     from procmgr.arbiter.estate import Estate
@@ -39,6 +41,7 @@ class Parts:
     `estate` is what the others are made of at an upgrade, None at a start.
     """
 
+    notifier: Notifier
     log_files: LogFiles
     logs: LogSetup
     listeners: Listeners
@@ -57,7 +60,7 @@ class Parts:
         """Remove the pid file, close the listeners and unlink their files, at the end."""
         if self.pid_file is not None:
             self.pid_file.close()
-        self.listeners.keep(())
+        self.listeners.leave()
 
 
 def start(invocation: Invocation, resolved: Resolved) -> Parts:
@@ -66,12 +69,20 @@ def start(invocation: Invocation, resolved: Resolved) -> Parts:
     settings = resolved.settings
     log_files = LogFiles(settings.logs)
     setup = configure_logs(settings, error=log_files.error, access=log_files.access)
-    inherited = systemd.inherited_sockets(os.environ, on_ignored=lambda reason: log.warning("%s", reason))
+    notifier = Notifier.from_environ(os.environ)
+    passed = systemd.inherited_sockets(os.environ, on_ignored=lambda reason: log.warning("%s", reason))
     for note in resolved.notes:
         log.info("%s", note)
     with ExitStack() as undo:
-        listeners = Listeners(inherited=inherited, strangers=strangers)
-        undo.callback(listeners.keep, ())
+        stored = {name: fd for name, fd in passed if systemd.is_stored(name)}
+        store = Store(notifier, passed=stored)
+        store.sweep(settings.bind.addresses)
+        listeners = Listeners(
+            store=store,
+            inherited=tuple(each for each in passed if each[0] not in stored),
+            strangers=strangers.difference(stored.values()),
+        )
+        undo.callback(listeners.leave)
         plans = Plans(invocation=invocation, listeners=listeners)
         first = plans.make(settings)
         path = settings.process.pid
@@ -81,19 +92,28 @@ def start(invocation: Invocation, resolved: Resolved) -> Parts:
     pool = Pool(policy_of(settings), now=now, random=random.random)
     plans.start(pool.view().generation, first)
     return Parts(
-        log_files=log_files, logs=setup, listeners=listeners, plans=plans, pid_file=pid_file, pool=pool, born=now
+        notifier=notifier,
+        log_files=log_files,
+        logs=setup,
+        listeners=listeners,
+        plans=plans,
+        pid_file=pid_file,
+        pool=pool,
+        born=now,
     )
 
 
 def take_over(invocation: Invocation, estate: Estate) -> Parts:
     """Take over what another arbiter opened, bound and locked; raises `ProcmgrError`, `OSError` or `KeyError`."""
     systemd.inherited_sockets(os.environ)  # only to clear the variables: the sockets themselves are handed over
+    notifier = Notifier.from_environ(os.environ)
     pool = estate.restore_pool()
-    listeners = Listeners.adopt(estate.listeners)
+    listeners = Listeners.adopt(estate.listeners, store=Store(notifier))
     plans = Plans.adopt(estate.plans, invocation=invocation, listeners=listeners)
     settings = plans.in_force(pool.view().generation).settings
     log_files = LogFiles(settings.logs, estate.log_files)
     return Parts(
+        notifier=notifier,
         log_files=log_files,
         logs=configure_logs(settings, error=log_files.error, access=log_files.access),
         listeners=listeners,

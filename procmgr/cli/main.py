@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, assert_never
 
 import click
 
 from procmgr import __version__, handover
-from procmgr.cli.options import Action, help_text, parse
+from procmgr.cli.options import Action, Parsed, help_text, parse
 from procmgr.cli.render import configuration, error_text
 from procmgr.config.resolve import Invocation, resolve
 from procmgr.errors import ConfigError, ExitCode, ProcmgrError
+from procmgr.systemd import told_of_failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,11 @@ def _run(arguments: Sequence[str]) -> int:
     if ticket is not None:
         return _succeed(ticket, arguments)
     parsed = parse(arguments)
+    with told_of_failure(os.environ) if parsed.action is Action.SERVE else nullcontext():
+        return _perform(parsed)
+
+
+def _perform(parsed: Parsed) -> int:
     if parsed.action is Action.HELP:
         return _print(f"{help_text()}\n")
     if parsed.action is Action.VERSION:

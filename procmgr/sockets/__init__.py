@@ -22,7 +22,7 @@ from procmgr.sockets.address import (
 )
 from procmgr.sockets.adopt import adopt
 from procmgr.sockets.bind import bind, somaxconn
-from procmgr.sockets.listener import Listener, ListenerEstate, Origin, unlink
+from procmgr.sockets.listener import Listener, ListenerEstate, Origin, file_identity, unlink
 
 __all__ = [
     "TCP",
@@ -37,6 +37,7 @@ __all__ = [
     "Unix",
     "adopt",
     "bind",
+    "file_identity",
     "parse_address",
     "somaxconn",
     "unlink",

@@ -59,7 +59,16 @@ _NOT_OURS: Final = (
     signal.SIGTTOU,
 )
 _KEPT_FROM_WORKERS: Final = frozenset(
-    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
+    {
+        "NOTIFY_SOCKET",
+        "FDSTORE",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_PIDFDID",
+        "LISTEN_FDNAMES",
+    }
 )
 
 log = logging.getLogger("procmgr.error")

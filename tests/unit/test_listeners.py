@@ -6,8 +6,15 @@ import os
 import socket
 
 from procmgr.arbiter.listeners import Listeners, ListenersEstate
+from procmgr.arbiter.store import Store
 from procmgr.plain import dump, load
 from procmgr.sockets import TCP, SystemdName, Unix
+from procmgr.systemd import Notifier
+
+
+def unused():
+    """Return a store that keeps nothing."""
+    return Store(Notifier(address=None))
 
 
 def handed_over(listeners):
@@ -16,12 +23,12 @@ def handed_over(listeners):
     data = dump(estate)
     for each in data["open"]:
         each["fd"]["number"] = os.dup(each["fd"]["number"])
-    return Listeners.adopt(load(ListenersEstate, data))
+    return Listeners.adopt(load(ListenersEstate, data), store=unused())
 
 
 def test_a_successor_has_the_same_listeners_under_the_same_addresses(tmp_path):
     addresses = (TCP("127.0.0.1", 0), Unix(str(tmp_path / "a,b"), mode=0o600))
-    first = Listeners()
+    first = Listeners(store=unused())
     made = first.open(addresses, backlog=8, umask=None)
     successor = handed_over(first)
     again = successor.open(addresses, backlog=8, umask=None)
@@ -38,7 +45,7 @@ def test_a_successor_has_the_same_listeners_under_the_same_addresses(tmp_path):
 def test_what_systemd_passed_and_nobody_uses_is_handed_over_too():
     with socket.create_server(("127.0.0.1", 0)) as used, socket.create_server(("127.0.0.1", 0)) as spare:
         numbers = {"used": os.dup(used.fileno()), "spare": os.dup(spare.fileno())}
-        first = Listeners(inherited=tuple(numbers.items()))
+        first = Listeners(store=unused(), inherited=tuple(numbers.items()))
         first.open([SystemdName("used")], backlog=8, umask=None)
         assert [name for name, _ in first.hand_over().inherited] == ["spare"]
         first.open([SystemdName("spare")], backlog=8, umask=None)
@@ -47,7 +54,7 @@ def test_what_systemd_passed_and_nobody_uses_is_handed_over_too():
 
 def test_the_number_of_a_closed_listener_is_not_taken_for_what_systemd_passed():
     with socket.create_server(("127.0.0.1", 0)) as passed:
-        first = Listeners(inherited=(("web", os.dup(passed.fileno())),))
+        first = Listeners(store=unused(), inherited=(("web", os.dup(passed.fileno())),))
         first.open([SystemdName("web")], backlog=8, umask=None)
         first.keep(())
         assert first.hand_over() == ListenersEstate(open=(), inherited=(), strangers=())

@@ -6,7 +6,16 @@ import time
 
 import pytest
 
-from procmgr.systemd import FIRST_FD, MAX_VALUE, Notifier, inherited_sockets
+from procmgr.errors import BindError, ProcmgrError
+from procmgr.systemd import (
+    FIRST_FD,
+    MAX_VALUE,
+    Notifier,
+    inherited_sockets,
+    is_stored,
+    stored_name,
+    told_of_failure,
+)
 
 
 @pytest.fixture
@@ -34,13 +43,16 @@ def received(manager):
 @pytest.mark.parametrize(
     ("call", "fields"),
     [
-        (lambda n: n.ready("serving"), {"READY": "1", "STATUS": "serving"}),
-        (lambda n: n.ready(), {"READY": "1"}),
+        (lambda n: n.ready("serving"), {"READY": "1", "MAINPID": str(os.getpid()), "STATUS": "serving"}),
+        (lambda n: n.ready(), {"READY": "1", "MAINPID": str(os.getpid())}),
+        (lambda n: n.main_pid(), {"MAINPID": str(os.getpid())}),
         (lambda n: n.stopping("bye"), {"STOPPING": "1", "STATUS": "bye"}),
         (lambda n: n.status("3 of 4 workers ready"), {"STATUS": "3 of 4 workers ready"}),
         (lambda n: n.watchdog(), {"WATCHDOG": "1"}),
         (lambda n: n.extend_timeout(1.5), {"EXTEND_TIMEOUT_USEC": "1500000"}),
-        (lambda n: n.errno(13), {"ERRNO": "13"}),
+        (lambda n: n.failed(PermissionError(13, "no")), {"STATUS": "cannot start: [Errno 13] no", "ERRNO": "13"}),
+        (lambda n: n.failed(ProcmgrError("bad")), {"STATUS": "cannot start: bad"}),
+        (lambda n: n.forget("procmgr-x"), {"FDSTOREREMOVE": "1", "FDNAME": "procmgr-x"}),
         (lambda n: n.send(MAINPID=42, STATUS="x"), {"MAINPID": "42", "STATUS": "x"}),
         (lambda n: n.send(STATUS=""), {"STATUS": ""}),
     ],
@@ -80,7 +92,7 @@ def test_an_abstract_address_is_reached():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as manager:
         manager.bind(f"\0{name}")
         assert Notifier(address=f"@{name}").ready("up")
-        assert received(manager) == {"READY": "1", "STATUS": "up"}
+        assert received(manager) == {"READY": "1", "MAINPID": str(os.getpid()), "STATUS": "up"}
 
 
 def test_without_a_service_manager_every_call_does_nothing():
@@ -118,7 +130,58 @@ def test_a_notification_leaves_no_descriptor_behind(manager, notifier):
     assert again == lowest
 
 
+def test_a_stored_descriptor_goes_along_under_its_name(manager, notifier):
+    reader, writer = os.pipe()
+    assert notifier.store(writer, "procmgr-x")
+    message, fds, _, _ = socket.recv_fds(manager, 4096, 4)
+    os.write(fds[0], b"same pipe")
+    assert os.read(reader, 100) == b"same pipe"
+    assert message == b"FDSTORE=1\nFDNAME=procmgr-x"
+    for fd in (reader, writer, *fds):
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:8000", "[::1]:8000", "unix:/run/a b,mode=0600", "unix:/" + "\u00fc" * 100, "unix:@\udcff"]
+)
+def test_the_name_of_a_stored_listener_is_one_that_systemd_takes(address):
+    name = stored_name(address)
+    assert is_stored(name)
+    assert len(name) <= 255
+    assert name.isascii()
+    assert name.isprintable()
+    assert ":" not in name
+    assert name == stored_name(address)
+
+
+def test_listeners_with_long_addresses_have_names_of_their_own():
+    assert stored_name("unix:/" + "\u00fc" * 99 + "a") != stored_name("unix:/" + "\u00fc" * 99 + "b")
+
+
+def test_a_refused_start_is_told_with_the_errno_behind_it(manager, tmp_path):
+    environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+
+    def start():
+        environ.clear()
+        raise BindError("cannot bind :80: in use") from OSError(98, "in use")
+
+    with pytest.raises(BindError), told_of_failure(environ):
+        start()
+    assert received(manager) == {"STATUS": "cannot start: cannot bind :80: in use", "ERRNO": "98"}
+
+
 # The environment
+
+
+@pytest.mark.parametrize(
+    ("environ", "stores"),
+    [({}, False), ({"FDSTORE": "8"}, True), ({"FDSTORE": "0"}, False), ({"FDSTORE": "x"}, False)],
+)
+def test_descriptors_are_stored_only_where_a_store_is_announced(environ, stores):
+    environ = {"NOTIFY_SOCKET": "/run/n", **environ}
+    assert Notifier.from_environ(environ).stores is stores
+    assert environ == {}
+    assert not Notifier(address=None, stores=True).stores
 
 
 def test_the_variables_are_taken_out_of_the_environment():
