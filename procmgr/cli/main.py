@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NoReturn, assert_never
 import click
 
 from procmgr import __version__, handover
-from procmgr.cli.options import Action, Parsed, help_text, parse
+from procmgr.cli.options import UNIT_FLAG, Action, Parsed, help_text, parse
 from procmgr.cli.render import configuration, error_text
+from procmgr.cli.unit import for_application
 from procmgr.config.resolve import Invocation, resolve
 from procmgr.errors import ConfigError, ExitCode, ProcmgrError
 from procmgr.systemd import told_of_failure
@@ -43,10 +44,10 @@ def _run(arguments: Sequence[str]) -> int:
         return _succeed(ticket, arguments)
     parsed = parse(arguments)
     with told_of_failure(os.environ) if parsed.action is Action.SERVE else nullcontext():
-        return _perform(parsed)
+        return _perform(parsed, arguments)
 
 
-def _perform(parsed: Parsed) -> int:
+def _perform(parsed: Parsed, arguments: Sequence[str]) -> int:
     if parsed.action is Action.HELP:
         return _print(f"{help_text()}\n")
     if parsed.action is Action.VERSION:
@@ -58,6 +59,9 @@ def _perform(parsed: Parsed) -> int:
     match parsed.action:
         case Action.PRINT:
             return _print(configuration(resolved))
+        case Action.UNIT:
+            given = [each for each in arguments if each != UNIT_FLAG]
+            return _print(for_application(given, invocation, resolved))
         case Action.CHECK:
             from procmgr.arbiter.main import check  # noqa: PLC0415 - what only prints or refuses loads no server
 

@@ -27,6 +27,7 @@ _ABOUT: Final = (
     "Serve an ASGI application with supervised workers. The application is a module and an attribute in it, as in: "
     "procmgr --workers 8 main:app"
 )
+UNIT_FLAG: Final = "--print-unit"
 _WIDTH: Final = 80
 _COLUMN: Final = 32
 
@@ -37,6 +38,7 @@ class Action(Enum):
     SERVE = "serve"
     CHECK = "check"
     PRINT = "print"
+    UNIT = "unit"
     HELP = "help"
     VERSION = "version"
 
@@ -78,7 +80,8 @@ def _parsed(context: click.Context) -> Parsed:
     actions = [action for action in Action if given.pop(f"_{action.value}", False)]
     urgent = [action for action in actions if action in (Action.HELP, Action.VERSION)]
     if len(actions) > 1 and not urgent:
-        raise UsageError("--check-config and --print-config exclude each other; expected only one of them")
+        names = "--check-config, --print-config and --print-unit"
+        raise UsageError(f"{names} exclude each other; expected only one of them")
     config = given.pop("_config", None)
     return Parsed(
         action=[*urgent, *actions, Action.SERVE][0],
@@ -118,6 +121,7 @@ def _own_options() -> list[click.Option]:
     about = {
         Action.CHECK: (["--check-config"], "Check settings and application, serve nothing."),
         Action.PRINT: (["--print-config"], "Print every setting in force and where it comes from."),
+        Action.UNIT: ([UNIT_FLAG], "Print a systemd unit that starts this, from this virtualenv and directory."),
         Action.VERSION: (["--version"], "Print the version."),
         Action.HELP: (["-h", "--help"], "Print this."),
     }

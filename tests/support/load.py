@@ -16,7 +16,10 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _BODY = bytes(range(256)) * 64
 _PAUSE_SECONDS = 0.01
@@ -50,11 +53,18 @@ class Result:
 class Load:
     """A context manager: load runs on a thread of its own from entry to exit; `result` is complete afterwards.
 
-    `pause` is the clients' think time in seconds, which bounds the rate.
+    `pause` is the clients' think time in seconds, which bounds the rate. `enter` is called first on its thread.
     """
 
     def __init__(
-        self, port: int, *, keep_alive: int = 8, fresh: int = 4, seconds: float = 60.0, pause: float = _PAUSE_SECONDS
+        self,
+        port: int,
+        *,
+        keep_alive: int = 8,
+        fresh: int = 4,
+        seconds: float = 60.0,
+        pause: float = _PAUSE_SECONDS,
+        enter: Callable[[], None] = lambda: None,
     ) -> None:
         self.result = Result()
         self.pause = pause
@@ -63,7 +73,8 @@ class Load:
         self._seconds = seconds
         self._stop = False
         self._changed = Condition()
-        self._thread = Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self._enter = enter
+        self._thread = Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -86,6 +97,10 @@ class Load:
         """Return the pids that have answered so far."""
         with self._changed:
             return set(self.result.pids)
+
+    def _work(self) -> None:
+        self._enter()
+        asyncio.run(self._main())
 
     async def _main(self) -> None:
         end = time.monotonic() + self._seconds

@@ -117,7 +117,7 @@ MISTAKES = [
     (
         ["--check-config", "--print-config"],
         2,
-        "--check-config and --print-config exclude each other; expected only one of them",
+        "--check-config, --print-config and --print-unit exclude each other; expected only one of them",
     ),
     (["--http2", "a:b"], 2, "--http2 is not available in this version"),
     (["--ssl-keyfile", "k.pem", "a:b"], 2, "--ssl-keyfile is not available in this version"),

@@ -1,0 +1,197 @@
+"""The real systemd, in a box: the units of the tree with the real daemon on them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from support import box as boxes
+from support import proc
+from support.daemon import ROOT
+from support.load import Load
+
+LOWER = os.environ.get("PROCMGR_TEST_ROOT", "/")
+"""The file system the box is made of: another directory for another release of systemd, see docs/systemd.md."""
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory):
+    reason = boxes.missing(LOWER)
+    if reason is not None:
+        pytest.skip(f"no systemd in a box: {reason}")
+    with boxes.Box(tmp_path_factory.mktemp("box"), LOWER) as made:
+        yield made
+
+
+@pytest.fixture
+def started(box):
+    """Return a function that configures an instance, starts it, and returns its unit and its port."""
+    units = []
+
+    def start(name, settings="", **more):
+        port = box.free_port()
+        unit = box.instance(name, f'bind = ["127.0.0.1:{port}"]\n{settings}', **more)
+        units.append(unit)
+        box.run("systemctl", "start", unit)
+        return unit, port
+
+    yield start
+    for unit in units:
+        box.run("systemctl", "stop", unit)
+
+
+def test_systemctl_start_returns_once_every_worker_is_ready(box, started):
+    unit, port = started("starts", "workers = 2\n")
+    shown = box.show(unit)
+    assert (shown["ActiveState"], shown["SubState"]) == ("active", "running")
+    assert shown["StatusText"].startswith("2/2 workers ready, generation 1")
+    answer = box.get(port)
+    assert answer["uid"] != 0
+    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "FDSTORE"} & answer["environ"].keys()
+
+
+def test_systemctl_reload_succeeds_if_the_new_code_serves_and_else_says_why_not(box, started):
+    unit, port = started("reloads")
+    box.deploy("reloads", "two")
+    box.run("systemctl", "reload", unit)
+    assert box.get(port)["release"] == "two"
+    box.deploy("reloads", "three", "raise LookupError('no such table')\n")
+    failed = box.run("systemctl", "reload", unit, check=False)
+    assert failed.returncode != 0
+    shown = box.show(unit)
+    assert shown["ActiveState"] == "active"
+    assert "no such table" in shown["StatusText"]
+    assert any("no such table" in each["MESSAGE"] for each in box.journal(unit))
+    assert box.get(port)["release"] == "two"
+
+
+def test_a_worker_that_is_killed_is_replaced_by_procmgr(box, started):
+    unit, port = started("worker")
+    main, worker = box.main_pid(unit), box.get(port)["pid"]
+    box.run("kill", "-KILL", str(worker))
+    assert box.get(port)["pid"] != worker
+    assert box.main_pid(unit) == main
+
+
+@pytest.mark.parametrize("signum", ["KILL", "STOP"])
+def test_an_arbiter_that_is_killed_or_wedged_is_restarted_and_its_queue_is_served(box, started, signum):
+    """Wedged: the watchdog finds it."""
+    unit, port = started(f"arbiter_{signum.lower()}", "workers = 2\n", drop_in="[Service]\nWatchdogSec=1\n")
+    before = box.processes(unit)
+    box.run("kill", f"-{signum}", str(box.main_pid(unit)))
+    assert proc.eventually(lambda: box.show(unit)["NRestarts"] == "1")
+    assert box.get(port)["pid"] not in before
+    assert proc.eventually(lambda: box.show(unit)["ActiveState"] == "active")
+    assert not box.processes(unit) & before
+
+
+def test_a_restart_under_load_fails_no_request_with_listeners_in_the_store(box, started):
+    unit, port = started("store", "workers = 2\n")
+    with Load(port, keep_alive=6, fresh=4, enter=box.enter_network) as load:
+        for _ in range(2):
+            main = box.main_pid(unit)
+            box.run("systemctl", "restart", unit)
+            assert box.main_pid(unit) != main
+            load.wait_answers(50)
+    assert load.result.failures == []
+
+
+def test_a_restart_under_load_fails_no_request_with_a_socket_unit(box):
+    port = box.free_port()
+    unit = box.instance("socket", 'bind = ["systemd:web"]\nworkers = 2\n')
+    box.write("/run/systemd/system/procmgr@socket.socket.d/port.conf", f"[Socket]\nListenStream=127.0.0.1:{port}\n")
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "start", "procmgr@socket.socket")
+    with Load(port, keep_alive=6, fresh=4, enter=box.enter_network) as load:  # the first connection starts it
+        for _ in range(2):
+            box.run("systemctl", "restart", unit)
+            load.wait_answers(50)
+    assert load.result.failures == []
+    box.run("systemctl", "stop", "procmgr@socket.socket", unit)
+
+
+def test_a_unix_socket_in_the_store_keeps_its_file_over_a_restart(box):
+    unit = box.instance("unix", 'bind = ["unix:/run/procmgr/unix/web.sock,mode=0666"]\n')
+    box.run("systemctl", "start", unit)
+    file = box.path("/run/procmgr/unix/web.sock").stat().st_ino
+    box.run("systemctl", "restart", unit)
+    assert box.path("/run/procmgr/unix/web.sock").stat().st_ino == file
+    connection = box.connect_unix("/run/procmgr/unix/web.sock")
+    assert connection.get()[0].status == 200
+    connection.close()
+    box.run("systemctl", "stop", unit)
+
+
+def test_a_listener_that_the_configuration_drops_leaves_the_store(box, started):
+    unit, port = started("drops")
+    other = box.free_port()
+    box.write(
+        "/etc/procmgr/drops.toml", f'app = "drops_app:app"\napp-dir = "/srv/drops"\nbind = ["127.0.0.1:{other}"]\n'
+    )
+    box.run("systemctl", "restart", unit)
+    assert box.get(other)
+    with pytest.raises(ConnectionRefusedError):
+        box.connect(port)
+    assert proc.eventually(lambda: box.show(unit)["NFileDescriptorStore"] == "1")
+
+
+def test_a_start_and_a_stop_take_their_own_time_beyond_systemds(box, started):
+    limits = "[Service]\nTimeoutStartSec=6\nTimeoutStopSec=1\nTimeoutAbortSec=1\nEnvironment=BOOT_SECONDS=7\n"
+    unit, port = started("slow", "graceful-timeout = 20\n", drop_in=limits)
+    connection = box.connect(port)
+    connection.request("GET", "/sleep/2.5")
+    assert proc.eventually(lambda: '"active": 1' in box.control("slow", "status", "--json").stdout)
+    box.run("systemctl", "stop", unit)
+    assert connection.answer()[0].status == 200
+    connection.close()
+    assert box.show(unit)["Result"] == "success"
+
+
+def test_a_mistake_in_the_configuration_is_not_tried_again(box):
+    unit = box.instance("mistake", "workers = 0\n")
+    assert box.run("systemctl", "start", unit, check=False).returncode != 0
+    shown = box.show(unit)
+    assert (shown["NRestarts"], shown["ExecMainStatus"]) == ("0", "78")
+    assert "cannot start: workers" in shown["StatusText"]
+
+
+def test_the_files_in_systemd_are_in_order_and_well_sealed(box, tmp_path):
+    """At most 1.5, with every variant."""
+    box.instance("sealed", "")
+    for variant in ("", *(path.name for path in (ROOT / "systemd/variants").iterdir())):
+        unit = box.instance("sealed", "", drop_in=(ROOT / "systemd/variants" / variant).read_text() if variant else "#")
+        if variant == "notify-reload.conf" and box.version() < 253:
+            continue
+        found = box.run("systemd-analyze", "verify", unit)
+        assert found.stdout + found.stderr == "", variant
+        exposure = box.run("systemd-analyze", "security", unit).stdout
+        score = float(exposure.rpartition("exposure level for")[2].split(":")[1].split()[0])
+        assert score <= 1.5, exposure
+    found = box.run("systemd-analyze", "verify", "procmgr@sealed.socket")
+    assert found.stdout + found.stderr == ""
+
+
+def test_a_dynamic_user_runs_it(box, started):
+    variant = (ROOT / "systemd/variants/dynamic-user.conf").read_text()
+    unit, port = started("dynamic", "workers = 2\n", drop_in=variant)
+    assert box.get(port)["uid"] >= 61184, "systemd.exec(5): the range of dynamic users"
+    box.run("systemctl", "reload", unit)
+    box.run("systemctl", "restart", unit)
+    assert box.get(port)
+
+
+def test_a_unit_that_print_unit_wrote_starts_this_application(box):
+    port = box.free_port()
+    box.deploy("printed", "a $HOME of 100%")
+    arguments = ["-b", f"127.0.0.1:{port}", "--app-dir", "/srv/printed", "-e", "GREETING=$HOME 100%", "printed_app:app"]
+    text = box.run("procmgr", "--print-unit", *arguments).stdout
+    box.write("/etc/systemd/system/printed.service", text)
+    found = box.run("systemd-analyze", "verify", "printed.service")
+    assert found.stdout + found.stderr == ""
+    path = "[Service]\nEnvironment=PYTHONPATH=/opt/procmgr:/opt/packages LD_LIBRARY_PATH=/opt/python/lib\n"
+    box.write("/run/systemd/system/printed.service.d/test.conf", path)
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "start", "printed.service")
+    assert box.get(port)["environ"]["GREETING"] == "$HOME 100%"
+    box.run("systemctl", "reload", "printed.service")
+    box.run("systemctl", "stop", "printed.service")

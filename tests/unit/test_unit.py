@@ -1,0 +1,71 @@
+"""Units for systemd: the file in the tree is what the program writes, and every word reaches procmgr unchanged."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from procmgr.cli import unit
+from procmgr.cli.unit import for_application, quoted
+from procmgr.config.resolve import Invocation, resolve
+
+ROOT = Path(__file__).parents[2]
+
+
+def printed(tmp_path, *arguments, environ=None, **values):
+    invocation = Invocation(values={"app": "main:app", **values}, config=None, environ=environ or {}, cwd=tmp_path)
+    return for_application(arguments, invocation, resolve(invocation))
+
+
+def setting(text, name):
+    return [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{name}=")]
+
+
+def test_the_template_in_the_tree_is_what_the_program_writes():
+    """If not: python -m procmgr.cli.unit > systemd/procmgr@.service."""
+    assert (ROOT / "systemd/procmgr@.service").read_text() == unit.template()
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("main:app", "main:app"),
+        ("", '""'),
+        ("two words", '"two words"'),
+        ("100%", "100%%"),
+        ("$HOME", '"$$HOME"'),
+        ('say "hi" \\', '"say \\"hi\\" \\\\"'),
+        ("a\nb", '"a\\nb"'),
+        ("it's", '"it\'s"'),
+        (";", '";"'),
+    ],
+)
+def test_a_word_is_quoted_as_systemd_reads_it(word, expected):
+    assert quoted(word) == expected
+
+
+def test_a_printed_unit_has_the_command_line_and_the_directory_of_the_start(tmp_path):
+    text = printed(tmp_path, "-w", "2", "--env", "A=b c", "main:app")
+    assert shlex.split(setting(text, "ExecStart")[0])[-5:] == ["-w", "2", "--env", "A=b c", "main:app"]
+    assert setting(text, "WorkingDirectory") == [str(tmp_path)]
+    assert setting(text, "RuntimeDirectory") == ["main"]
+    assert setting(text, "ExecReload")[0].endswith("--socket %t/main/control.sock reload")
+
+
+def test_a_reload_finds_the_control_socket_wherever_it_is(tmp_path):
+    assert setting(printed(tmp_path, control="own.sock"), "ExecReload")[0].endswith(f"{tmp_path}/own.sock reload")
+    switched_off = printed(tmp_path, "--control", "off", "main:app", control="off")
+    assert setting(switched_off, "ExecStart")[0].endswith("--control %t/main/control.sock")
+    assert setting(switched_off, "ExecReload")[0].endswith("%t/main/control.sock reload")
+
+
+def test_variables_that_the_unit_does_not_have_are_named_without_their_values(tmp_path):
+    text = printed(tmp_path, environ={"PROCMGR_ENV": "TOKEN=secret", "HOME": "/"})
+    assert "PROCMGR_ENV" in text
+    assert "secret" not in text
+
+
+def test_a_home_directory_stays_visible_if_the_application_is_in_it():
+    home = Path("/home/me/site")
+    invocation = Invocation(values={"app": "main:app"}, config=None, environ={}, cwd=home)
+    assert setting(for_application((), invocation, resolve(invocation)), "ProtectHome") == ["read-only"]
