@@ -38,13 +38,21 @@ def options(argv: list[str]) -> argparse.Namespace:
 def measure(env: Environment, chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Measure every row with one interpreter, and print each as it is done."""
     cores = sorted(os.sched_getaffinity(0))
-    core = str(cores[-1])
+    core, wrk_core = str(cores[-1]), str(cores[0])
     servers = [name for name in SERVERS if name in chosen.servers or name == YARDSTICK]
-    bench = Bench(env=env, servers=servers, rounds=chosen.rounds, seconds=chosen.seconds, core=core, scratch=scratch)
+    bench = Bench(
+        env=env,
+        servers=servers,
+        rounds=chosen.rounds,
+        seconds=chosen.seconds,
+        core=core,
+        wrk_core=wrk_core,
+        scratch=scratch,
+    )
     versions = ", ".join(f"{name} {version}" for name, version in env.versions.items())
     print(
         f"\nPython {env.python}: {versions}\n{chosen.rounds} rounds of {chosen.seconds} s, {CONNECTIONS} kept-alive "
-        f"connections, server and wrk on core {core}, load average {os.getloadavg()[0]:.2f}",
+        f"connections, server on core {core}, wrk on {wrk_core}, load average {os.getloadavg()[0]:.2f}",
         flush=True,
     )
     result: dict[str, Any] = {"python": env.python, "versions": env.versions, "failures": bench.failures}

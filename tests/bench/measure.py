@@ -28,7 +28,7 @@ class Load:
 
 
 def load(server: Running, *, core: str, seconds: int, varied: bool) -> Load:
-    """Run wrk against a server, pinned to the server's own core, on kept-alive connections."""
+    """Run wrk against a server, pinned to `core`, on kept-alive connections."""
     before = cpu_ns(server.pids())
     text = wrk(server.url, core=core, seconds=seconds, varied=varied)
     used = cpu_ns(server.pids()) - before

@@ -31,7 +31,8 @@ class Bench:
     servers: list[str]
     rounds: int
     seconds: int
-    core: str  # of the measured server and of wrk
+    core: str  # of the measured server, alone
+    wrk_core: str
     scratch: Path
     failures: list[str] = field(default_factory=list)
 
@@ -89,7 +90,7 @@ class Bench:
         found = {}
         for server in order:
             try:
-                found[server.name] = load(server, core=self.core, seconds=seconds, varied=varied)
+                found[server.name] = load(server, core=self.wrk_core, seconds=seconds, varied=varied)
             except BenchError as error:
                 self.fail(error)
         return found

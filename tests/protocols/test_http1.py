@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from support.wire import read_body, responding, run, serving
 
 from procmgr import scoreboard
 from procmgr.worker.cycle import SENT
-from procmgr.worker.protocols.base import DrainMode, Limits
+from procmgr.worker.protocols.base import GATHERED, DrainMode, Limits
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET10 = b"GET / HTTP/1.0\r\n\r\n"
@@ -127,29 +128,83 @@ def test_date_and_server_are_sent_once_and_the_applications_win(codec):
     assert (reply.header("server"), reply.header("date")) == (None, None)
 
 
-def test_head_and_first_body_leave_in_one_write(codec):
+class Spy:
+    """A transport that remembers what is written to it."""
+
+    def __init__(self, real):
+        self.real = real
+        self.writes = []
+
+    def write(self, data):
+        self.writes.append(data)
+        self.real.write(data)
+
+    def writelines(self, parts):
+        self.writes.append(b"".join(parts))
+        self.real.writelines(parts)
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+
+def writes_of(app, codec, request):
+    """Return what is written for one request, and its response."""
+
     async def main():
-        async with serving(responding(b"abc"), codec) as server:
+        async with serving(app, codec) as server:
             client = await server.connect()
             connection = await server.connection()
-            writes = []
-            real = connection.transport
+            connection.transport = spy = Spy(connection.transport)
+            client.send(request)
+            reply = await client.reply()
+            connection.transport = spy.real
+            return spy.writes, reply
 
-            class Spy:
-                def write(self, data):
-                    writes.append(data)
-                    real.write(data)
+    return run(main())
 
-                def __getattr__(self, name):
-                    return getattr(real, name)
 
-            connection.transport = Spy()
+def test_head_and_first_body_leave_in_one_write(codec):
+    writes, reply = writes_of(responding(b"abc"), codec, GET)
+    assert (len(writes), reply.body) == (1, b"abc")
+
+
+def test_parts_sent_without_waiting_leave_in_one_write_and_others_when_the_application_waits(codec):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        for part in (b"a", b"b"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # by now the loop has turned, whichever way the request was started
+        for part in (b"c", b"d"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    writes, reply = writes_of(app, codec, GET)
+    assert reply.body == b"abcd"
+    assert [b"a" in writes[0] and b"b" in writes[0], writes[1:]] == [True, [b"1\r\nc\r\n1\r\nd\r\n0\r\n\r\n"]]
+
+
+def test_a_large_part_is_handed_over_at_once_so_that_the_transport_can_stop_the_application(codec):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": bytes(GATHERED + 1), "more_body": True})
+        written.append(len(spied[0].writes))
+        await send({"type": "http.response.body"})
+
+    written, spied = [], []
+
+    async def main():
+        async with serving(app, codec) as server:
+            client = await server.connect()
+            connection = await server.connection()
+            spied.append(Spy(connection.transport))
+            connection.transport = spied[0]
             client.send(GET)
-            await client.reply()
-            assert len(writes) == 1
-            connection.transport = real
+            assert len((await client.reply()).body) == GATHERED + 1
+            connection.transport = spied[0].real
 
     run(main())
+    assert written == [1]
 
 
 # -- the request body ------------------------------------------------------------------------------------------------
@@ -346,6 +401,32 @@ def test_retiring_in_the_middle_of_a_response_still_takes_one_more_request(codec
             client.send(GET)
             assert (await client.reply()).header("connection") == "close"
 
+    run(main())
+
+
+@pytest.mark.parametrize("mode", DrainMode)
+def test_requests_that_had_arrived_before_a_drain_are_all_answered_and_later_ones_are_not_read(codec, mode):
+    async def app(scope, receive, send):
+        await go.wait()
+        await responding(scope["raw_path"])(scope, receive, send)
+        client.send(GET)  # a client that goes on as long as it is let to
+
+    async def main():
+        nonlocal client
+        async with serving(app, codec) as server:
+            client = await server.connect()
+            connection = await server.connection()
+            client.send(b"".join(GET.replace(b"/ ", b"/%d " % number) for number in range(3)))
+            await server.until(lambda: connection._pending.count(b"\r\n\r\n") == 2)
+            server.context.begin_drain(mode)
+            go.set()
+            replies = [await client.reply() for _ in range(3)]
+            assert [reply.body for reply in replies] == [b"/0", b"/1", b"/2"]
+            assert [reply.header("connection") for reply in replies] == [None, None, "close"]
+            assert await client.rest() == b""
+
+    client: Any = None
+    go = asyncio.Event()
     run(main())
 
 

@@ -3,6 +3,10 @@
 Closing lingers: close(2) with unread bytes in the receive buffer makes the kernel send RST, which may overtake and
 destroy the response (RFC 9112 section 9.6). So the write side is shut down first and what still arrives is read and
 thrown away, until the peer closes too or the bound is reached.
+
+What is written is handed to the transport once all that is ready in this turn of the loop was read and run. A write(2)
+to a near peer does its receiving too, so taking turns with reads and applications costs more than one after the other;
+and the parts of one response leave in one write.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ Address = tuple[str, int | None]
 
 LINGER: Final = 2.0
 """Seconds for which a closing connection is read to its end, once all is written."""
+
+GATHERED: Final = 64 * 1024
+"""Bytes of output that are gathered before they are handed to the transport, which then says if it is too much."""
 
 IDLE_LINGER: Final = 0.05
 """The same for a connection closed at a stop while it was idle: it has no response to lose."""
@@ -72,6 +79,8 @@ class Connection(asyncio.Protocol):
     """An accepted connection, below its protocol: addresses, flow control, deadlines, drain, lingering close."""
 
     __slots__ = (
+        "_out",
+        "_out_bytes",
         "_writable",
         "bucket",
         "client",
@@ -96,6 +105,8 @@ class Connection(asyncio.Protocol):
         self.idle_since: float | None = None
         self.client: Address | None = None
         self.server: Address | None = None
+        self._out: list[bytes] = []
+        self._out_bytes = 0
         self._writable: Waiters | None = None
         self.bucket: set[Member] = set()
         self.transport: asyncio.Transport
@@ -120,6 +131,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it went makes no difference
         """Wake everybody: the socket is gone."""
         self.phase = Phase.GONE
+        self._out.clear()
         self.bucket.discard(self)
         self.resume_writing()
         self.lost()
@@ -141,6 +153,36 @@ class Connection(asyncio.Protocol):
             self._writable = Waiters(self.context.loop)
         while self.write_paused and self.phase is Phase.OPEN:
             await self._writable.wait()
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, together with what else this turn of the loop has for the peer."""
+        out = self._out
+        if not out:
+            self._out_bytes = 0
+            self.context.flush_soon(self)
+        out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > GATHERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over to the transport what was written."""
+        out = self._out
+        if not out:
+            return
+        if self.transport.is_closing():  # before it tells us that the connection is lost
+            out.clear()
+        elif len(out) == 1:
+            self.transport.write(out.pop())
+        elif self._out_bytes <= GATHERED:
+            data = b"".join(out)
+            out.clear()
+            self.transport.write(data)
+        else:
+            self.transport.writelines(out)
+            out.clear()
 
     # -- what a protocol defines ---------------------------------------------------------------------------------
 
@@ -180,6 +222,7 @@ class Connection(asyncio.Protocol):
         """Flush, shut the write side down and read on for at most `linger` seconds; idempotent."""
         if self.phase is not Phase.OPEN:
             return
+        self.flush()
         if self.eof or not self.transport.can_write_eof():
             self.finish()
             return
@@ -196,6 +239,7 @@ class Connection(asyncio.Protocol):
     def finish(self) -> None:
         """Flush and close, where the client sends no more."""
         if self.phase is Phase.OPEN:
+            self.flush()
             self._shut(Phase.LINGERING)
             self.transport.close()
 

@@ -18,10 +18,12 @@ that wait for a next request are closed at once and new ones after `WINDOW`; wha
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from enum import Enum
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -40,6 +42,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+"""Of a task: most requests wait for nothing, and need no turn of the loop if their first step runs at once."""
 
 _STATUS: Final = STATUS_1XX - 1
 WINDOW: Final = 0.2
@@ -93,6 +98,9 @@ class Member(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
+    def flush(self) -> None:
+        """Hand over to the transport what was written."""
+
 
 class Context:
     """Everything the connections of one worker share. Keyword-only; all times are `loop.time()` seconds."""
@@ -130,8 +138,10 @@ class Context:
         "row",
         "scope_template",
         "served",
+        "start",
         "state",
         "tasks",
+        "unflushed",
     )
 
     def __init__(
@@ -158,6 +168,8 @@ class Context:
         """Take what the server resolved; `state` is None where no lifespan is used, `max_requests` 0 is no limit."""
         self.app = app
         self.loop = loop
+        # Named, since to make a name up costs a tenth of making a task.
+        self.start: Callable[..., asyncio.Task[None]] = partial(asyncio.Task, loop=loop, name="request", **EAGERLY)
         self.row = row
         inflight = inflight or InFlight()
         self._record, self._unrecord = inflight.begin, inflight.end
@@ -174,6 +186,7 @@ class Context:
         self._server, self._date = server_header, date_header
         self._custom = [(bytes(name), bytes(value)) for name, value in headers]
         self.connections: set[Member] = set()
+        self.unflushed: list[Member] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.active = 0
         self.served = 0
@@ -234,6 +247,19 @@ class Context:
             bucket = self._buckets[second] = set()
         bucket.add(item)
         item.bucket = bucket
+
+    # -- output --------------------------------------------------------------------------------------------------
+
+    def flush_soon(self, connection: Member) -> None:
+        """Flush `connection` once everything that is ready in this turn of the loop was read and run."""
+        if not self.unflushed:
+            self.loop.call_soon(self._flush)
+        self.unflushed.append(connection)
+
+    def _flush(self) -> None:
+        for connection in self.unflushed:
+            connection.flush()
+        self.unflushed.clear()
 
     # -- draining ------------------------------------------------------------------------------------------------
 

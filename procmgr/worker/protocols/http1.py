@@ -11,17 +11,12 @@ one's turn, and what is kept of the future is bounded in bytes, above which the 
 starts from the loop, never from within the application's last `send()`, and an application starts once the parser has
 returned.
 
-A head is handed to the codec whole. The common case, one whole request without a body in one segment, takes no copy and
-no buffer; everything else goes through `_pending`.
-
-A client mostly repeats its fields, whatever it asks for. So a connection remembers the bytes after its last request
-line, up to 2 KiB, and what they were found to say: if they come again, only the line is read. That holds for `plain`
-fields alone, whose meaning ends with the head, so that the parser misses nothing it would have to know.
+A head is read whole. The common case, one whole request without a body in one segment, takes no copy and no buffer;
+everything else goes through `_pending`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 from typing import TYPE_CHECKING, Final
 
@@ -29,16 +24,8 @@ from procmgr.scoreboard import STATUS_1XX
 from procmgr.worker.access import client_text
 from procmgr.worker.cycle import COMPLETE, SENT, Cycle
 from procmgr.worker.protocols.base import Connection, Phase
-from procmgr.worker.protocols.framing import (
-    END,
-    Refused,
-    Request,
-    check_partial,
-    classify,
-    read_fields,
-    read_line,
-    read_usual_line,
-)
+from procmgr.worker.protocols.framing import END, Refused, check_partial
+from procmgr.worker.protocols.heads import HeadReader
 from procmgr.worker.protocols.response import STATUS_LINES, error_response
 from procmgr.worker.protocols.scope import http_scope
 
@@ -46,14 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from procmgr.worker.protocols.context import Context
-    from procmgr.worker.protocols.framing import Codec
+    from procmgr.worker.protocols.framing import Codec, Request
 
 _OPEN: Final = Phase.OPEN
 _CR: Final = ord("\r")
-_SLASH: Final = ord("/")
 _EXCERPT: Final = 120
-_REMEMBERED: Final = 2048
-"""Up to this size a connection remembers the fields of its last request."""
 _COPY: Final = 16 * 1024
 """Up to this size a body is copied behind its head into one buffer; a larger one goes beside it in one writev(2)."""
 
@@ -67,9 +51,8 @@ class Http1Connection(Connection):
         "_body_open",
         "_chunked",
         "_codec",
+        "_heads",
         "_keep",
-        "_known",
-        "_known_fields",
         "_pending",
         "_scanned",
         "cycle",
@@ -78,6 +61,7 @@ class Http1Connection(Connection):
     def __init__(self, context: Context, codec: Callable[[int], Codec]) -> None:
         super().__init__(context)
         self._codec = codec(context.limits.chunk_overhead)
+        self._heads = HeadReader(self._codec, limits=context.limits, hosts=context.hosts)
         self.cycle: Cycle | None = None
         self._pending = bytearray()
         self._scanned = 0
@@ -86,8 +70,6 @@ class Http1Connection(Connection):
         self._keep = True
         self._chunked = False
         self._access_prefix = b""
-        self._known_fields = b""
-        self._known: Request
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
@@ -100,7 +82,7 @@ class Http1Connection(Connection):
         elif self._pending:
             self._pending += data
             self._advance()
-        elif (request := self._repeated(data)) is not None:
+        elif (request := self._heads.repeated(data)) is not None:
             self.cycle = cycle = Cycle(self, request)
             self._start(cycle)
         elif data[0] != _CR and data.find(END) == len(data) - 4:
@@ -181,7 +163,7 @@ class Http1Connection(Connection):
                 cycle.client_ended()
             if len(pending) > self.context.limits.pipelined:
                 self.pause_reading()  # applications that never wait would be fed more than they serve
-            elif cycle.buffered <= self.context.limits.body:
+            elif cycle.buffered <= self.context.limits.body and (self._body_open or self.context.draining is None):
                 self.resume_reading()
             self._start(cycle)
 
@@ -207,7 +189,7 @@ class Http1Connection(Connection):
     def _open(self, head: bytes) -> Cycle | None:
         """Parse a head; return its cycle, or None if it was refused."""
         try:
-            request = self._repeated(head) or self._parse(head)
+            request = self._heads.read(head)
         except Refused as refusal:
             self._refuse(refusal, head[:_EXCERPT], head_only=head.startswith(b"HEAD "))
             return None
@@ -218,48 +200,6 @@ class Http1Connection(Connection):
         self.cycle = cycle = Cycle(self, request)
         cycle.body_ended = not body_open
         return cycle
-
-    def _repeated(self, head: bytes) -> Request | None:
-        """Return the request in a head that differs from the last one in its line at most, else None."""
-        fields = self._known_fields
-        if not fields or not head.endswith(fields):
-            return None
-        # The line is whole, so what follows it is all of `fields` and nothing else.
-        request = read_usual_line(head[: -len(fields)], self.context.limits.request_line)
-        if request is None or request.version != b"1.1":
-            return None
-        known = self._known
-        request.head = head
-        request.headers = known.headers
-        request.keep_alive = known.keep_alive
-        request.content_length = None
-        request.chunked = request.expect = False
-        return request
-
-    def _parse(self, head: bytes) -> Request:
-        """Return the request in a head. Raises `Refused`."""
-        context, limits = self.context, self.context.limits
-        request = read_line(head, limits.request_line)
-        if len(head) > limits.head:
-            raise Refused(431, "head too large")
-        try:
-            headers = self._codec.read_head(request)
-        except Refused as refusal:
-            raise classify(request, context.hosts, refusal) from None
-        if len(headers) > limits.fields:
-            raise Refused(431, "too many header fields")
-        read_fields(request, headers, context.hosts)
-        self._remember(request, head)
-        return request
-
-    def _remember(self, request: Request, head: bytes) -> None:
-        """Remember the fields of a head, so that they are not parsed again."""
-        fields = b""
-        if request.plain and request.version == b"1.1" and request.target[0] == _SLASH:
-            start = head.find(b"\r\n")
-            if len(head) - start <= _REMEMBERED:
-                fields = head[start:]
-        self._known_fields, self._known = fields, request
 
     def _feed(self, cycle: Cycle, data: bytes) -> None:
         """Take bytes that begin inside the body."""
@@ -293,12 +233,13 @@ class Http1Connection(Connection):
             return
         cycle.record = context.began(cycle.request)
         coroutine = cycle.run(context.app, http_scope(context, cycle.request, self.client, self.server))
-        variables = contextvars.Context() if context.reset_contextvars else None
-        # Named, since to make a name up costs a tenth of making a task. Not `eager_start`: all connections that are
-        # readable are read first, then their applications run, so that their responses leave together.
-        task = asyncio.Task(coroutine, loop=context.loop, context=variables, name="request")
-        cycle.task = task
-        context.tasks.add(task)
+        if context.reset_contextvars:
+            task = context.start(coroutine, context=contextvars.Context())
+        else:
+            task = context.start(coroutine)
+        if not task.done():
+            cycle.task = task
+            context.tasks.add(task)
 
     # -- responses -----------------------------------------------------------------------------------------------
 
@@ -313,7 +254,8 @@ class Http1Connection(Connection):
         elif not line:
             line = self._delimit(request, body, more=more)
         keep = request.keep_alive and not close and line is not None
-        keep = keep and context.draining is None and not context.paused
+        if keep and (context.draining is not None or context.paused):
+            keep = self._another()
         if keep and self._body_open and not more:
             keep = self._discardable(cycle)
         self._keep = keep
@@ -325,11 +267,17 @@ class Http1Connection(Connection):
             body = self._chunk(body)
         beside = len(body) > _COPY
         begin = b"" if beside else body
-        head = b"".join((STATUS_LINES[cycle.status], context.head[lacks], block, line or b"", b"\r\n", begin))
+        self.write(b"".join((STATUS_LINES[cycle.status], context.head[lacks], block, line or b"", b"\r\n", begin)))
         if beside:
-            self.transport.writelines((head, body))
-        else:
-            self.transport.write(head)
+            self.write(body)
+
+    def _another(self) -> bool:
+        """While the connection drains: whether a further request has arrived. What comes later is not read before."""
+        if self._body_open or END not in self._pending:
+            self.resume_reading()
+            return False
+        self.pause_reading()
+        return True
 
     def _delimit(self, request: Request, body: bytes, *, more: bool) -> bytes | None:
         """Return the line by which the body ends (RFC 9112 section 6.3), None for the end of the connection."""
@@ -354,7 +302,7 @@ class Http1Connection(Connection):
             if not more:
                 body += b"0\r\n\r\n"
         if body:
-            self.transport.write(body)
+            self.write(body)
 
     @staticmethod
     def _chunk(body: bytes) -> bytes:
@@ -418,7 +366,7 @@ class Http1Connection(Connection):
 
     def ask_for_body(self) -> None:
         """Send `100 Continue` (RFC 9110 section 10.1.1)."""
-        self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def body_taken(self) -> None:
         """Read on, if it was for the body that reading paused."""
@@ -428,7 +376,7 @@ class Http1Connection(Connection):
     # -- refusals ------------------------------------------------------------------------------------------------
 
     def _answer(self, status: int, reason: str = "", extra: bytes = b"", *, head_only: bool = False) -> None:
-        self.transport.write(error_response(self.context.head[0], status, reason, extra, head_only=head_only))
+        self.write(error_response(self.context.head[0], status, reason, extra, head_only=head_only))
 
     def _refuse(self, refusal: Refused, excerpt: bytes, *, head_only: bool = False) -> None:
         """Answer a request that is not served, unless a response to it has begun, and close."""

@@ -1,0 +1,80 @@
+"""Heads of requests: reads each by the one policy, and knows again the fields that a client repeats.
+
+A client mostly repeats its fields, whatever it asks for. So the bytes after its last request line are remembered, up to
+2 KiB, and what they were found to say: if they come again, only the line is read. That holds for `plain` fields alone,
+whose meaning ends with the head, so that the parser misses nothing it would have to know.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from procmgr.worker.protocols.framing import Refused, Request, classify, read_fields, read_line, read_usual_line
+
+if TYPE_CHECKING:
+    from procmgr.worker.protocols.context import Limits
+    from procmgr.worker.protocols.framing import Codec
+
+_SLASH: Final = ord("/")
+_REMEMBERED: Final = 2048
+"""Up to this size the fields of the last request are remembered."""
+
+
+class HeadReader:
+    """Reads the heads of one connection."""
+
+    __slots__ = ("_codec", "_hosts", "_known", "_known_fields", "_limits")
+
+    def __init__(self, codec: Codec, *, limits: Limits, hosts: set[bytes]) -> None:
+        """Take the connection's parser; `hosts` remembers valid values of Host for all connections."""
+        self._codec = codec
+        self._limits = limits
+        self._hosts = hosts
+        self._known_fields = b""
+        self._known: Request
+
+    def read(self, head: bytes) -> Request:
+        """Return the request in a whole head. Raises `Refused`."""
+        return self.repeated(head) or self._parse(head)
+
+    def repeated(self, head: bytes) -> Request | None:
+        """Return the request in a head that differs from the last one in its line at most, else None."""
+        fields = self._known_fields
+        if not fields or not head.endswith(fields):
+            return None
+        # The line is whole, so what follows it is all of `fields` and nothing else.
+        request = read_usual_line(head[: -len(fields)], self._limits.request_line)
+        if request is None or request.version != b"1.1":
+            return None
+        known = self._known
+        request.head = head
+        request.headers = known.headers
+        request.keep_alive = known.keep_alive
+        request.content_length = None
+        request.chunked = request.expect = False
+        return request
+
+    def _parse(self, head: bytes) -> Request:
+        """Return the request in a head. Raises `Refused`."""
+        limits, hosts = self._limits, self._hosts
+        request = read_line(head, limits.request_line)
+        if len(head) > limits.head:
+            raise Refused(431, "head too large")
+        try:
+            headers = self._codec.read_head(request)
+        except Refused as refusal:
+            raise classify(request, hosts, refusal) from None
+        if len(headers) > limits.fields:
+            raise Refused(431, "too many header fields")
+        read_fields(request, headers, hosts)
+        self._remember(request, head)
+        return request
+
+    def _remember(self, request: Request, head: bytes) -> None:
+        """Remember the fields of a head, so that they are not parsed again."""
+        fields = b""
+        if request.plain and request.version == b"1.1" and request.target[0] == _SLASH:
+            start = head.find(b"\r\n")
+            if len(head) - start <= _REMEMBERED:
+                fields = head[start:]
+        self._known_fields, self._known = fields, request
