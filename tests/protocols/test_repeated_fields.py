@@ -140,7 +140,7 @@ def heads_parsed(codec, first, rest):
             client.send(first)
             await client.reply()
             connection = await server.connection()
-            connection._codec = counting = CountingCodec(connection._codec)
+            connection._heads._codec = counting = CountingCodec(connection._heads._codec)
             for data in rest:
                 client.send(data)
                 await client.reply()
