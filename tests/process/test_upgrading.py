@@ -132,11 +132,13 @@ def test_a_request_that_runs_across_the_exec_is_answered(serve):
     assert (response.status, json.loads(body)["pid"]) == (200, visit.pid)
 
 
-def test_the_service_manager_sees_a_new_status_and_nothing_else(serve):
+def test_the_service_manager_sees_a_new_status_and_the_same_main_process(serve):
     daemon = serve()
     said = len(daemon.notify.messages)
     daemon.upgrade()
-    assert {name for message in daemon.notify.messages[said:] for name in message.fields} <= {"STATUS", "WATCHDOG"}
+    messages = daemon.notify.messages[said:]
+    assert {name for message in messages for name in message.fields} <= {"STATUS", "WATCHDOG", "MAINPID"}
+    assert {message.fields.get("MAINPID", str(daemon.pid)) for message in messages} == {str(daemon.pid)}
     daemon.status(r"^1/1 workers ready, generation 1; upgraded to ")
 
 
