@@ -33,7 +33,7 @@ from procmgr.arbiter.oom import OomKills
 from procmgr.arbiter.operations import Operations
 from procmgr.arbiter.parts import KILL_GRACE_SECONDS, QUICK_SECONDS, Parts, live_level, policy_of
 from procmgr.arbiter.reexec import Upgrade
-from procmgr.arbiter.report import Report
+from procmgr.arbiter.report import Report, fields_of
 from procmgr.arbiter.signals import HANDLED, SignalQueue, StopLadder
 from procmgr.arbiter.stacks import StackReader
 from procmgr.control import default_path
@@ -192,6 +192,10 @@ class Arbiter:
 
     def on_notice(self, notice: actions.Notice) -> None:
         """Say a notice, and act where it concerns more than the pool."""
+        with self._logs.about(fields_of(notice, self._host.members)):
+            self._answer_notice(notice)
+
+    def _answer_notice(self, notice: actions.Notice) -> None:
         match notice:
             case actions.ReloadBegun(generation=generation):
                 self._plans.begin(generation)
@@ -265,7 +269,8 @@ class Arbiter:
         try:
             plan = self._plans.propose(view.generation)
         except ProcmgrError as error:
-            log.error("reload refused, nothing changed: %s", error)
+            with self._logs.about({"event": "reload_refused"}):
+                log.error("reload refused, nothing changed: %s", error)
             self._history.note_refusal(error)
             self._manager.refused(error)
             raise

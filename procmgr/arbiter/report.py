@@ -7,6 +7,7 @@ the same traceback only once: a crash loop says that it repeats.
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import time
 from typing import TYPE_CHECKING, Final, assert_never
@@ -35,6 +36,7 @@ PoolNotice = (
     | actions.ClockJumped
 )
 
+_CAPITAL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _MIB: Final = 1024 * 1024
 _SHOWN_REQUESTS: Final = 8
 _DUMPED: Final = {KillReason.HUNG, KillReason.BOOT_TIMEOUT}
@@ -124,6 +126,18 @@ class Report:
 
     def _name(self, worker_id: int) -> str:
         return name_of(worker_id, self._members[worker_id])
+
+
+def fields_of(notice: actions.Notice, members: Mapping[int, Member]) -> dict[str, object]:
+    """Return what a notice is about, by the names of its fields in the journal without their PROCMGR_."""
+    fields: dict[str, object] = {"event": _CAPITAL.sub("_", type(notice).__name__).lower()}
+    fields |= {name: getattr(notice, name) for name in ("worker_id", "slot", "generation") if hasattr(notice, name)}
+    if isinstance(notice, actions.ReloadEnded):
+        fields["outcome"] = notice.outcome.value
+    member = members.get(getattr(notice, "worker_id", -1))
+    if member is not None:
+        fields |= {"slot": member.slot, "generation": member.generation}
+    return fields
 
 
 def name_of(worker_id: int, member: Member) -> str:

@@ -14,6 +14,7 @@ import logging
 import logging.config
 import os
 import tomllib
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from procmgr.errors import ConfigError
 from procmgr.logs.formatters import TRACE, AccessFormatter, DefaultFormatter, parse_level, wants_colors
+from procmgr.logs.journal import JournalHandler, journal_reads
 from procmgr.logs.writer import GuardedHandler, LineWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 _STDERR: Final = 2
 ERROR_LOGGER: Final = "procmgr.error"
@@ -50,6 +53,16 @@ class LogSetup:
     access_via_logging: bool
     access_colors: bool
     error_writer: LineWriter
+    journal: JournalHandler | None = None
+
+    def identify(self, **fields: object) -> None:
+        """Have each diagnostic of this process carry `fields`, where there are fields: in the journal."""
+        if self.journal is not None:
+            self.journal.identify(fields)
+
+    def about(self, fields: Mapping[str, object]) -> AbstractContextManager[None]:
+        """Have the diagnostics within carry `fields`, likewise."""
+        return nullcontext() if self.journal is None else self.journal.about(fields)
 
     def replace(self, fds: Sequence[int]) -> None:
         """Write to other files from now on: `fds` are the new ones for diagnostics and access lines, and are consumed.
@@ -101,9 +114,13 @@ def configure(
     error_writer, access_writer = LineWriter(stderr), LineWriter(stdout)
     colors = wants_colors(stdout, use_colors=use_colors)
     _reset_loggers()
+    to_journal = None
     if log_config is None:
+        if journal_reads(stderr, os.environ):
+            to_journal = JournalHandler(error_writer)
         error_colors = wants_colors(stderr, use_colors=use_colors)
-        _attach(ERROR_LOGGER, _OwnHandler(error_writer, DefaultFormatter(use_colors=error_colors)))
+        to_file = _OwnHandler(error_writer, DefaultFormatter(use_colors=error_colors))
+        _attach(ERROR_LOGGER, to_journal or to_file)
         _attach(ACCESS_LOGGER, _OwnHandler(access_writer, AccessFormatter(use_colors=colors)))
         number = logging.INFO if number is None else number
     else:
@@ -118,6 +135,7 @@ def configure(
         access_via_logging=log_config is not None,
         access_colors=colors,
         error_writer=error_writer,
+        journal=to_journal,
     )
 
 
@@ -183,6 +201,8 @@ def _reset_loggers() -> None:
 def _clear(logger: logging.Logger) -> None:
     for handler in tuple(logger.handlers):
         logger.removeHandler(handler)
+        if isinstance(handler, JournalHandler):  # it owns a descriptor
+            handler.close()
     for log_filter in tuple(logger.filters):
         logger.removeFilter(log_filter)
 

@@ -259,6 +259,7 @@ def _run(birth: Birth, ending: Ending) -> int:
 
 def _serve(birth: Birth, ending: Ending, find: Callable[[], ASGIApp]) -> int:
     os.environ.update(_identity(birth))
+    birth.logs.identify(slot=birth.slot, worker_id=birth.worker_id, generation=birth.generation)
     process.set_title(f"procmgr: worker {birth.slot}")
     process.set_pdeathsig(signal.SIGTERM)
     if os.getppid() != birth.arbiter_pid:

@@ -48,6 +48,8 @@ def test_systemctl_start_returns_once_every_worker_is_ready(box, started):
     answer = box.get(port)
     assert answer["uid"] != 0
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "FDSTORE"} & answer["environ"].keys()
+    entries = [each for each in box.journal(unit) if each.get("_COMM") != "systemd"]
+    assert all(int(each["PRIORITY"]) >= 6 for each in entries), "all it asks of /proc it gets, or does without"
 
 
 def test_systemctl_reload_succeeds_if_the_new_code_serves_and_else_says_why_not(box, started):
@@ -61,8 +63,16 @@ def test_systemctl_reload_succeeds_if_the_new_code_serves_and_else_says_why_not(
     shown = box.show(unit)
     assert shown["ActiveState"] == "active"
     assert "no such table" in shown["StatusText"]
-    assert any("no such table" in each["MESSAGE"] for each in box.journal(unit))
     assert box.get(port)["release"] == "two"
+    entries = [each for each in box.journal(unit) if "PROCMGR_EVENT" in each]
+    failure = next(each for each in entries if "no such table" in each["MESSAGE"])
+    assert "Traceback" in failure["MESSAGE"], "one entry has all of it"
+    assert (failure["PRIORITY"], failure["PROCMGR_EVENT"]) == ("3", "worker_died")
+    assert (failure["PROCMGR_SLOT"], failure["PROCMGR_GENERATION"]) == ("0", "3")
+    assert [each["PROCMGR_OUTCOME"] for each in entries if each["PROCMGR_EVENT"] == "reload_ended"] == [
+        "done",
+        "rolled back",
+    ]
 
 
 def test_a_worker_that_is_killed_is_replaced_by_procmgr(box, started):
@@ -195,3 +205,21 @@ def test_a_unit_that_print_unit_wrote_starts_this_application(box):
     assert box.get(port)["environ"]["GREETING"] == "$HOME 100%"
     box.run("systemctl", "reload", "printed.service")
     box.run("systemctl", "stop", "printed.service")
+
+
+def test_systemd_reloads_by_itself_and_waits_for_both_ends(box, started):
+    if box.version() < 253:
+        pytest.skip(f"systemd {box.version()} does not know Type=notify-reload")
+    variant = (ROOT / "systemd/variants/notify-reload.conf").read_text()
+    unit, port = started("notifies", "workers = 2\n", drop_in=variant)
+    box.deploy("notifies", "two")
+    box.run("systemctl", "reload", unit)
+    assert {box.get(port)["release"] for _ in range(10)} == {"two"}
+    box.deploy("notifies", "three", "raise LookupError('no such table')\n")
+    box.run("systemctl", "reload", unit)
+    assert "no such table" in box.show(unit)["StatusText"]
+    box.write("/etc/procmgr/notifies.toml", "nonsense = 1\n")
+    box.run("systemctl", "reload", unit)
+    assert "reload refused" in box.show(unit)["StatusText"]
+    assert box.show(unit)["ActiveState"] == "active"
+    assert box.get(port)["release"] == "two"
