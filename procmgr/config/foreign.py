@@ -21,7 +21,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
             (
                 *("--http2", "--http-protocols"),
                 *("--ws", "--ws-max-size", "--ws-max-queue", "--ws-ping-interval", "--ws-ping-timeout"),
-                *("--ws-per-message-deflate", "--proxy-headers", "--no-proxy-headers", "--forwarded-allow-ips"),
+                "--ws-per-message-deflate",
                 *("--ssl-keyfile", "--ssl-certfile", "--ssl-keyfile-password", "--ssl-version", "--ssl-cert-reqs"),
                 *("--ssl-ca-certs", "--ssl-ciphers", "--keyfile", "--certfile", "--ca-certs", "--cert-reqs"),
                 *("--ciphers", "--do-handshake-on-connect", "--suppress-ragged-eofs"),

@@ -17,6 +17,7 @@ from procmgr.config.declare import Applies, Entry, entries, required, setting
 from procmgr.config.development import DevelopmentSettings, HookSettings
 from procmgr.config.health import HealthSettings
 from procmgr.config.log import LogSettings
+from procmgr.config.proxy import ProxySettings
 from procmgr.config.types import (
     Pair,
     Surge,
@@ -399,6 +400,7 @@ class Settings:
     bind: BindSettings = BindSettings()
     pool: PoolSettings = PoolSettings()
     http: HTTPSettings = HTTPSettings()
+    proxy: ProxySettings = ProxySettings()  # noqa: RUF009 - frozen, as its siblings are
     health: HealthSettings = HealthSettings()  # noqa: RUF009 - frozen, as its siblings are
     logs: LogSettings = LogSettings()  # noqa: RUF009 - frozen, as its siblings are
     process: ProcessSettings = ProcessSettings()

@@ -17,6 +17,7 @@ from procmgr.worker.acceptor import Acceptor
 from procmgr.worker.access import access_log
 from procmgr.worker.beat import Beat
 from procmgr.worker.drain import Drain
+from procmgr.worker.forwarded import Forwarding
 from procmgr.worker.lifespan import Lifespan
 from procmgr.worker.protocols.base import http_factory
 from procmgr.worker.protocols.context import Context, DrainMode, Limits
@@ -24,6 +25,7 @@ from procmgr.worker.protocols.context import Context, DrainMode, Limits
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from procmgr.config.proxy import ProxySettings
     from procmgr.config.settings import HTTPSettings, Settings
     from procmgr.logs import LogSetup
     from procmgr.scoreboard import Records, Row
@@ -134,6 +136,7 @@ class Server:
             access=access_log(self._logs, loop),
             state=self._state,
             root_path=self._settings.app.root_path,
+            forwarding=_forwarding(self._settings.proxy),
             limits=_limits(http),
             keep_alive=http.keep_alive,
             server_header=http.server_header,
@@ -150,6 +153,12 @@ class Server:
         if pool.max_requests is None:
             return 0
         return pool.max_requests + random.randint(0, pool.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
+
+
+def _forwarding(proxy: ProxySettings) -> Forwarding:
+    if not proxy.proxy_headers:
+        return Forwarding()
+    return Forwarding(trusted=proxy.forwarded_allow_ips, fields=proxy.forwarded_headers)
 
 
 def _limits(http: HTTPSettings) -> Limits:

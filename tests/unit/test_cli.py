@@ -121,7 +121,7 @@ MISTAKES = [
     ),
     (["--http2", "a:b"], 2, "--http2 is not available in this version"),
     (["--ssl-keyfile", "k.pem", "a:b"], 2, "--ssl-keyfile is not available in this version"),
-    (["--no-proxy-headers", "a:b"], 2, "--no-proxy-headers is not available in this version"),
+    (["--http2", "a:b"], 2, "--http2 is not available in this version"),
     (
         ["-k", "uvicorn_worker.UvicornWorker", "a:b"],
         2,

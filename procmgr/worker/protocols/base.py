@@ -92,6 +92,7 @@ class Connection(asyncio.Protocol):
         "reading",
         "server",
         "transport",
+        "trusted",
         "write_paused",
     )
 
@@ -109,6 +110,7 @@ class Connection(asyncio.Protocol):
         self._out_bytes = 0
         self._writable: Waiters | None = None
         self.bucket: set[Member] = set()
+        self.trusted = False
         self.transport: asyncio.Transport
 
     # -- asyncio's side ------------------------------------------------------------------------------------------
@@ -122,6 +124,7 @@ class Connection(asyncio.Protocol):
         self.client = _address(transport.get_extra_info("peername"))
         self.server = _address(transport.get_extra_info("sockname"))
         context = self.context
+        self.trusted = context.forwarding.trusts(self.client)
         context.opened(self)
         context.watch(self, context.now + context.keep_alive)
         if context.draining is not None:

@@ -28,6 +28,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, STATUS_1XX, InFlight, Row
+from procmgr.worker.forwarded import Forwarding
 from procmgr.worker.protocols.response import FieldEncoder
 from procmgr.worker.protocols.scope import scope_template
 
@@ -123,6 +124,7 @@ class Context:
         "connections",
         "draining",
         "error_log",
+        "forwarding",
         "head",
         "hosts",
         "keep_alive",
@@ -155,6 +157,7 @@ class Context:
         access: AccessLog | None = None,
         state: dict[str, Any] | None = None,
         root_path: str = "",
+        forwarding: Forwarding | None = None,
         scheme: str = "http",
         limits: Limits | None = None,
         keep_alive: float = 5.0,
@@ -178,6 +181,7 @@ class Context:
         self.state = state
         self.root_path = root_path
         self.scope_template = scope_template(scheme=scheme, root_path=root_path, state=state)
+        self.forwarding = forwarding or Forwarding()
         self.limits = limits or Limits()
         self.keep_alive = keep_alive
         self.max_requests = max_requests

@@ -43,9 +43,20 @@ FORBIDDEN_TRAILERS: Final = frozenset(
 )
 """Fields that frame, route or authenticate must not come after the body (RFC 9110 section 6.5.1)."""
 
+FORWARDING_FIELDS: Final = (
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+    b"x-forwarded-port",
+    b"x-forwarded-prefix",
+    b"forwarded",
+)
+"""By which proxies tell of the client (RFC 7239)."""
+
 _SINGLE: Final = frozenset(b"host content-length content-type expect".split())
-_SPECIAL: Final = _SINGLE | {b"connection", b"transfer-encoding", b"upgrade"}
-_PLAIN: Final = frozenset((b"host", b"content-type", b"connection"))
+_SPECIAL: Final = _SINGLE | {b"connection", b"transfer-encoding", b"upgrade", *FORWARDING_FIELDS}
+_FORWARDED: Final = frozenset(FORWARDING_FIELDS)
+_PLAIN: Final = _FORWARDED | {b"host", b"content-type", b"connection"}
 _SLASH: Final = ord("/")
 _MAX_LENGTH_DIGITS: Final = 18
 _KNOWN_HOSTS: Final = 1024
@@ -67,13 +78,14 @@ class Request:
     """What one request line and its fields say. `version` is b"1.1" or b"1.0", `path` and `query` are raw bytes.
 
     `text` is the path as text, still percent-encoded. The fields are `plain` if they tell of nothing that comes after
-    the head: no body, no expectation, no other protocol.
+    the head: no body, no expectation, no other protocol; `forwarded` if there may be a proxy's words among them.
     """
 
     __slots__ = (
         "chunked",
         "content_length",
         "expect",
+        "forwarded",
         "head",
         "headers",
         "keep_alive",
@@ -98,6 +110,7 @@ class Request:
     chunked: bool
     keep_alive: bool
     expect: bool
+    forwarded: bool
     plain: bool
 
 
@@ -197,7 +210,9 @@ def read_fields(request: Request, headers: Headers, hosts: set[bytes]) -> None:
     _judge_host(request, special.get(b"host"), hosts)
     request.keep_alive = request.version == b"1.1"
     request.plain = special.keys() <= _PLAIN
+    request.forwarded = False
     if len(special) > 1 or b"host" not in special:
+        request.forwarded = not special.keys().isdisjoint(_FORWARDED)
         _judge_framing(request, special.get(b"content-length"), special.get(b"transfer-encoding"))
         if b"connection" in special:
             _judge_connection(request, special[b"connection"].lower())

@@ -50,6 +50,7 @@ class HeadReader:
         request.head = head
         request.headers = known.headers
         request.keep_alive = known.keep_alive
+        request.forwarded = known.forwarded
         request.content_length = None
         request.chunked = request.expect = False
         return request

@@ -32,7 +32,7 @@ from procmgr.worker.protocols.scope import http_scope
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from procmgr.worker.protocols.context import Context
+    from procmgr.worker.protocols.context import Context, Scope
     from procmgr.worker.protocols.framing import Codec, Request
 
 _OPEN: Final = Phase.OPEN
@@ -231,8 +231,12 @@ class Http1Connection(Connection):
         if context.active >= context.limits.concurrency > 0:
             self._overloaded(cycle)
             return
-        cycle.record = context.began(cycle.request)
-        coroutine = cycle.run(context.app, http_scope(context, cycle.request, self.client, self.server))
+        request = cycle.request
+        cycle.record = context.began(request)
+        scope = http_scope(context, request, self.client, self.server)
+        if request.forwarded and self.trusted:
+            self._believe(scope, request)
+        coroutine = cycle.run(context.app, scope)
         if context.reset_contextvars:
             task = context.start(coroutine, context=contextvars.Context())
         else:
@@ -240,6 +244,13 @@ class Http1Connection(Connection):
         if not task.done():
             cycle.task = task
             context.tasks.add(task)
+
+    def _believe(self, scope: Scope, request: Request) -> None:
+        """Take over what the proxy tells of the client."""
+        context = self.context
+        client = context.forwarding.apply(scope, request.headers)
+        if context.access is not None:
+            self._access_prefix = context.access.prefix(client)
 
     # -- responses -----------------------------------------------------------------------------------------------
 
@@ -363,6 +374,8 @@ class Http1Connection(Connection):
             if not self._access_prefix:
                 self._access_prefix = access.prefix(self.client)
             access.record(self._access_prefix, cycle.request, context.root_path, cycle.status)
+            if cycle.request.forwarded:
+                self._access_prefix = b""  # the next request of the proxy is another client's
 
     def ask_for_body(self) -> None:
         """Send `100 Continue` (RFC 9110 section 10.1.1)."""
