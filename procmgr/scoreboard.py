@@ -139,13 +139,13 @@ class InFlight:
             self._free.append(place)
 
 
-def running(records: Records) -> list[tuple[int, str]]:
-    """Return the requests in flight, oldest first: when each began (CLOCK_MONOTONIC ns) and "METHOD /path", escaped.
+def running(records: Records, most: int = RECORDS) -> list[tuple[int, str]]:
+    """Return the `most` oldest requests in flight: when each began (CLOCK_MONOTONIC ns) and "METHOD /path", escaped.
 
-    Without the query and the fields, which may have secrets.
+    Oldest first; without the query and the fields, which may have secrets.
     """
-    found = [_RECORD.unpack_from(records, place) for place in range(0, RECORDS_BYTES, RECORD_BYTES)]
-    return sorted((began, _method_and_path(head)) for began, head in found if began)
+    found = sorted(record for record in _RECORD.iter_unpack(records) if record[0])
+    return [(began, _method_and_path(head)) for began, head in found[:most]]
 
 
 def _method_and_path(head: bytes) -> str:

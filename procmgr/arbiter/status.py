@@ -114,7 +114,7 @@ class Status:
             "age": round(now - worker.born, 3),
             "in_state": round(now - worker.since, 3),
             **(_row(member.row, now) if member else {}),
-            "in_flight": _in_flight(member.records, now)[:shown] if member else [],
+            "in_flight": _in_flight(member.records, now, shown) if member else [],
             **(_process(worker.pid) if worker.pid else {}),
             "predecessor": _predecessor(self._history.departures.get(worker.slot), worker.worker_id, now),
         }
@@ -165,10 +165,10 @@ def _row(row: scoreboard.Row, now: float) -> Document:
     }
 
 
-def _in_flight(records: scoreboard.Records, now: float) -> list[Document]:
+def _in_flight(records: scoreboard.Records, now: float, most: int) -> list[Document]:
     """Return the requests that run, the oldest first; "active" counts them all."""
     found = []
-    for began, what in scoreboard.running(records):
+    for began, what in scoreboard.running(records, most):
         method, _, path = what.partition(" ")
         found.append({"method": method, "path": path, "age": round(max(0.0, now - began / 1e9), 3)})
     return found
