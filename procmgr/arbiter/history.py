@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.actions import KillReason, ReloadOutcome
 from procmgr.arbiter.core.events import BootFailure
-from procmgr.arbiter.report import cause, dumped, name_of
+from procmgr.arbiter.report import cause, dumped, name_of, partial
 from procmgr.errors import ExitCode
 from procmgr.plain import record
 
@@ -242,7 +242,7 @@ def _sentence(ended: actions.ReloadEnded, generation: int, fault: Fault | None) 
         case ReloadOutcome.ROLLED_BACK:
             return f"generation {ended.generation} was rolled back, generation {generation} serves on{why}"
         case ReloadOutcome.PARTIAL:
-            return f"{ended.replaced} of {ended.desired} workers are of generation {ended.generation}, no more{why}"
+            return f"{partial(ended)}{why}"
         case ReloadOutcome.SUPERSEDED:
             return f"generation {ended.generation} gave way to a newer reload"
         case ReloadOutcome.STOPPED:

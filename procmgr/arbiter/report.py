@@ -223,16 +223,22 @@ def _say_reload(ended: actions.ReloadEnded) -> None:
         case ReloadOutcome.ROLLED_BACK:
             log.error("reload rolled back: generation %d did not start, the old one serves on", ended.generation)
         case ReloadOutcome.PARTIAL:
-            log.error(
-                "reload partial: %d of %d workers are of generation %d, the others keep the old code",
-                *(ended.replaced, ended.desired, ended.generation),
-            )
+            log.error("reload %s", partial(ended))
         case ReloadOutcome.SUPERSEDED:
             log.info("reload superseded: generation %d gives way to a newer one", ended.generation)
         case ReloadOutcome.STOPPED:
             log.info("reload cut short by the stop")
         case _:
             assert_never(ended.outcome)
+
+
+def partial(ended: actions.ReloadEnded) -> str:
+    """Return how a reload ended that could neither go on nor back, as what follows "reload"."""
+    if not (ended.replaced or ended.kept):
+        return f"failed: generation {ended.generation} does not serve, and no older one either"
+    kept = f"{ended.kept} keep{'s' if ended.kept == 1 else ''} the old code" if ended.kept else "no old one is left"
+    new = f"{ended.replaced} of {_count(ended.desired, 'worker')}"
+    return f"partial: {new} {'is' if ended.replaced == 1 else 'are'} of generation {ended.generation}, {kept}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -182,6 +182,9 @@ def test_code_that_fails_at_the_start_is_shown_and_waits_for_a_save(launch, writ
     daemon = launch("--reload", "--boot-attempts", "1", app=app, cwd=tmp_path)
     daemon.logged("SyntaxError")
     daemon.logged("watching ")
+    write_app("import nothere\n")
+    daemon.logged("reload failed: generation 2 does not serve, and no older one either$")
+    assert "old code" not in daemon.log
     write_app(VERSIONED.format("one"))
     daemon.ready()
     assert daemon.get()["version"] == "one"

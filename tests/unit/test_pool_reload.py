@@ -42,7 +42,7 @@ def test_a_failed_boot_before_the_first_old_is_retired_rolls_back():
     drive.spawned(5, 6)
     drive.send(events.BootFailed(5, BootFailure.NOT_FOUND))
     drive.died(5, Exit(code=4))
-    assert drive.of(ReloadEnded) == [ReloadEnded(2, ReloadOutcome.ROLLED_BACK, 0, 4, BootFailure.NOT_FOUND)]
+    assert drive.of(ReloadEnded) == [ReloadEnded(2, ReloadOutcome.ROLLED_BACK, 0, 4, BootFailure.NOT_FOUND, 4)]
     assert drive.of(actions.Terminate) == [actions.Terminate(6)]
     assert drive.view.generation == 1
     assert drive.ids("ready") == [1, 2, 3, 4]
@@ -54,7 +54,7 @@ def test_a_boot_that_times_out_rolls_back():
     drive.reload()
     drive.spawned(2)
     drive.wait(20)
-    assert drive.of(ReloadEnded) == [ReloadEnded(2, ReloadOutcome.ROLLED_BACK, 0, 1, BootFailure.TIMED_OUT)]
+    assert drive.of(ReloadEnded) == [ReloadEnded(2, ReloadOutcome.ROLLED_BACK, 0, 1, BootFailure.TIMED_OUT, 1)]
 
 
 def test_after_a_rollback_replacements_are_of_the_old_generation_and_the_next_reload_is_newer():
@@ -120,7 +120,7 @@ def test_after_the_commit_a_failed_boot_pauses_retries_and_ends_partial_with_the
         drive.wait(5)
         assert drive.view.rolling == 2
         drive.died(worker_id, FAILED)
-    assert drive.of(ReloadEnded) == [ReloadEnded(2, ReloadOutcome.PARTIAL, 1, 3, BootFailure.FAILED)]
+    assert drive.of(ReloadEnded) == [ReloadEnded(2, ReloadOutcome.PARTIAL, 1, 3, BootFailure.FAILED, 2)]
     drive.wait(60)
     assert drive.ids("ready") == [4, 2, 3]
     assert drive.spawns() == []
@@ -154,7 +154,7 @@ def test_a_second_reload_during_a_roll_starts_over_with_the_newest():
     drive.reload()
     drive.spawned(3)
     drive.reload()
-    assert drive.of(ReloadEnded) == [ReloadEnded(2, ReloadOutcome.SUPERSEDED, 0, 2, None)]
+    assert drive.of(ReloadEnded) == [ReloadEnded(2, ReloadOutcome.SUPERSEDED, 0, 2, None, 2)]
     assert drive.of(actions.ReloadBegun) == [actions.ReloadBegun(3)]
     assert drive.of(actions.Terminate) == [actions.Terminate(3)]
     assert drive.spawns() == [(4, 0, 3)]

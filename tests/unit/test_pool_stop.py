@@ -121,7 +121,7 @@ def test_a_stop_ends_the_reload_under_way_and_the_one_that_waits():
         drive.reload()
     drive.send(GRACEFUL)
     assert drive.of(ReloadEnded) == [
-        ReloadEnded(3, ReloadOutcome.STOPPED, 0, 1, None),
+        ReloadEnded(3, ReloadOutcome.STOPPED, 0, 1, None, 1),
         ReloadEnded(4, ReloadOutcome.STOPPED, 0, 1, None),
     ]
 

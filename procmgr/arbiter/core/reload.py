@@ -143,8 +143,9 @@ def end_all(state: State) -> None:
 
 def _end_roll(state: State, roll: Roll, outcome: ReloadOutcome, failure: BootFailure | None = None) -> None:
     replaced = _replaced(state, roll)
+    kept = sum(worker.ready for worker in state.workers.values()) - replaced
     state.roll = None
-    _report(state, ReloadEnded(roll.generation, outcome, replaced, state.target, failure))
+    _report(state, ReloadEnded(roll.generation, outcome, replaced, state.target, failure, kept))
 
 
 def _end_pending(state: State, outcome: ReloadOutcome) -> None:
