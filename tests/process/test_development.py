@@ -159,6 +159,34 @@ def test_int_stops_during_a_reload(develop, write_app):
     assert visit.left()
 
 
+def test_a_worker_that_somebody_terminates_while_it_is_held_back_ends_by_itself(develop, write_app):
+    daemon = develop()
+    old = daemon.workers()
+    connection = daemon.connect()
+    connection.request("GET", "/stay")
+    daemon.probe.wait("running")
+    visit = save_held(daemon, write_app)
+    os.kill(old[0], signal.SIGTERM)
+    assert proc.wait_dead(old, 20) == []
+    daemon.logged(rf"pid {old[0]}\) ended after ")
+    visit.release()
+    daemon.until(lambda: daemon.get()["version"] == "two", "the new code answers")
+
+
+def test_term_during_a_reload_lets_the_running_request_finish(develop, write_app):
+    daemon = develop()
+    connection = daemon.connect()
+    connection.request("GET", "/stay")
+    running = daemon.probe.wait("running")
+    visit = save_held(daemon, write_app)
+    daemon.signal(signal.SIGTERM)
+    assert visit.left()
+    running.release()
+    assert connection.answer()[0].status == 200
+    assert daemon.join() == 0
+    assert "killed" not in daemon.log
+
+
 def test_int_of_the_terminal_to_the_whole_group_stops_without_a_word_of_the_watcher(develop):
     daemon = develop()
     os.killpg(daemon.pid, signal.SIGINT)

@@ -48,7 +48,7 @@ class WatchedPool:
             return out
         if isinstance(event, events.Reload) and before.stop is None:
             self.asked.add(after.newest_generation)
-        self.check_capacity(before, after, out)
+        self.check_capacity(before, after, event, out)
         self.check_signals(before, out)
         self.check_spawns(before, after, event, out, now)
         self.check_clock(event, out, now, wake)
@@ -57,12 +57,13 @@ class WatchedPool:
         assert status_line(after)
         return out
 
-    def check_capacity(self, before, after, out):
+    def check_capacity(self, before, after, event, out):
         if after.stop is None:
             assert after.starting + after.ready <= after.desired + after.surge, (
                 f"law 2: surge bound\n{before}\n{out}\n{after}"
             )
-        if any(isinstance(a, actions.Drain) and a.mode is DrainMode.RETIRE for a in out):
+        gone = event.worker_id if isinstance(event, events.DrainBegun) else None  # it retires itself, and hears by when
+        if any(isinstance(a, actions.Drain) and a.mode is DrainMode.RETIRE and a.worker_id != gone for a in out):
             assert after.ready >= after.desired, "laws 1 and 2: retired below desired"
         ready = {w.worker_id for w in before.workers if w.state is WorkerState.READY}
         for action in out:

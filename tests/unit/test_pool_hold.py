@@ -117,6 +117,13 @@ def test_a_reload_ends_although_nothing_was_ever_ready():
     assert drive.of(ReloadEnded) == [ReloadEnded(2, ReloadOutcome.PARTIAL, 0, 1, BootFailure.NOT_FOUND)]
 
 
+def test_held_code_that_is_terminated_from_outside_hears_how_little_time_it_has():
+    drive = serving(graceful_timeout=30.0, quick_timeout=1.0)
+    drive.reload()
+    drive.send(events.DrainBegun(1))
+    assert drive.of(actions.Drain) == [actions.Drain(1, DrainMode.RETIRE, drive.now + 1.0)]
+
+
 def test_recycling_and_scaling_pause_nobody_and_give_the_whole_time():
     drive = serving(graceful_timeout=30.0)
     drive.send(events.RecycleDue(1, "requests"))

@@ -195,7 +195,7 @@ class ReloadOutcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ReloadEnded:
-    """Notice: a reload ended; `replaced` of `desired` workers are ready and of `generation`, `kept` ready and of another.
+    """Notice: a reload ended; `replaced` of `desired` workers are ready and of `generation`, `kept` of another.
 
     Every accepted `Reload` is answered by exactly one. One that a newer reload overtook before its roll began ends as
     SUPERSEDED without a `ReloadBegun`. `failure` is None when the worker died without a word.

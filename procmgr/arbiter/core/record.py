@@ -111,10 +111,9 @@ def _measured(state: State, worker: Worker, used: int) -> None:
 
 
 def _drain_begun(state: State, worker: Worker) -> None:
-    """Expect its end by the same deadline as if the pool had asked; it knows, so nothing is sent."""
+    """Expect its end by the same deadline as if the pool had asked, and tell it that: its own may be far later."""
     if worker.present:
-        deadline = state.now + state.patience(DrainMode.RETIRE)
-        worker.drain_by(DrainMode.RETIRE, deadline, state.now, state.policy.kill_grace)
+        state.drain(worker, DrainMode.RETIRE)
         judge_loss(state, worker)
 
 
