@@ -12,13 +12,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from procmgr import sockets
-from procmgr.errors import BindError
+from procmgr.errors import BindError, ConfigError
 from procmgr.handover import Descriptor
 from procmgr.plain import record
 from procmgr.sockets import Listener, ListenerEstate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from procmgr.arbiter.store import Store
     from procmgr.sockets import Address
@@ -82,13 +82,13 @@ class Listeners:
     def open(self, addresses: Iterable[Address], *, backlog: int, umask: int | None) -> tuple[Listener, ...]:
         """Return the listeners for `addresses`, binding those that are neither open yet nor stored.
 
-        Raises `BindError` or `PrivilegeError` and closes again what this call has bound.
+        Raises `BindError`, `PrivilegeError` or `ConfigError` and closes again what this call has bound.
         """
         fresh: dict[Address, tuple[Listener, ...]] = {}
         try:
             for address in addresses:
                 if address not in self._open and address not in fresh:
-                    fresh[address] = self._bind(address, backlog, umask)
+                    fresh[address] = self._bind(address, backlog, umask, fresh)
         except BaseException:
             self._leave(fresh.values())
             raise
@@ -121,19 +121,30 @@ class Listeners:
             with suppress(OSError):
                 os.close(fd)
 
-    def _bind(self, address: Address, backlog: int, umask: int | None) -> tuple[Listener, ...]:
+    def _bind(
+        self, address: Address, backlog: int, umask: int | None, fresh: Mapping[Address, tuple[Listener, ...]]
+    ) -> tuple[Listener, ...]:
         match address:
             case sockets.Inherited(fd=fd):
+                self._refuse_twice(address, fd, fresh)
                 return (self._adopt(fd, None, backlog),)
             case sockets.SystemdName(name=name):
                 fds = [fd for known, fd in self._inherited if known == name]
                 if not fds:
                     known = ", ".join(sorted({known for known, _ in self._inherited})) or "no socket at all"
                     raise BindError(f"{address}: systemd passed no socket of that name, it passed {known}")
+                for fd in fds:
+                    self._refuse_twice(address, fd, fresh)
                 return tuple(self._adopt(fd, name, backlog) for fd in fds)
             case _:
                 stored = self._store.take(address, backlog=backlog)
                 return (stored or sockets.bind(address, backlog=backlog, umask=umask),)
+
+    def _refuse_twice(self, address: Address, fd: int, fresh: Mapping[Address, tuple[Listener, ...]]) -> None:
+        """Refuse a descriptor that is a listener already: each of the two would close it under the other."""
+        for known, listeners in (*self._open.items(), *fresh.items()):
+            if any(listener.sock.fileno() == fd for listener in listeners):
+                raise ConfigError(f"bad address {address}: it is descriptor {fd}, as {known} is; name it only once")
 
     def _adopt(self, fd: int, name: str | None, backlog: int) -> Listener:
         listener = sockets.adopt(fd, name=name, backlog=backlog)

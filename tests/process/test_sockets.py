@@ -231,6 +231,23 @@ def test_a_systemd_name_that_was_not_passed_is_refused_with_those_that_were(laun
     daemon = launch("-b", "systemd:wbe", bind=None, **activated("web", tcp))
     assert daemon.join() == 71
     assert "systemd:wbe" in daemon.log
+
+
+def test_a_descriptor_that_two_addresses_name_is_refused(launch, tcp):
+    daemon = launch("-b", "fd://3", "-b", "systemd:web", bind=None, **activated("web", tcp))
+    assert daemon.join() == 78
+    (line,) = re.findall(r"^procmgr: error: .*$", daemon.log, re.MULTILINE)
+    assert line == "procmgr: error: bad address systemd:web: it is descriptor 3, as fd://3 is; name it only once"
+
+
+def test_a_reload_that_gives_a_descriptor_another_name_is_refused_and_it_serves_on(serve, tcp, tmp_path):
+    config = tmp_path / "site.toml"
+    config.write_text('bind = ["fd://3"]\n')
+    daemon = serve("-c", str(config), bind=None, **activated("web", tcp))
+    config.write_text('bind = ["systemd:web"]\n')
+    daemon.try_reload()
+    assert "reload refused, nothing changed: bad address systemd:web" in daemon.log
+    assert daemon.connect(port_of(tcp)).get()[0].status == 200
     assert "web" in daemon.log.replace("wbe", "")
 
 

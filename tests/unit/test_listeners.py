@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 
+import pytest
+
 from procmgr.arbiter.listeners import Listeners, ListenersEstate
 from procmgr.arbiter.store import Store
+from procmgr.errors import ConfigError
 from procmgr.plain import dump, load
-from procmgr.sockets import TCP, SystemdName, Unix
+from procmgr.sockets import TCP, Inherited, SystemdName, Unix
 from procmgr.systemd import Notifier
 
 
@@ -58,3 +61,21 @@ def test_the_number_of_a_closed_listener_is_not_taken_for_what_systemd_passed():
         first.open([SystemdName("web")], backlog=8, umask=None)
         first.keep(())
         assert first.hand_over() == ListenersEstate(open=(), inherited=(), strangers=())
+
+
+def test_a_descriptor_that_two_addresses_name_is_refused_and_stays_open():
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        fd = os.dup(passed.fileno())
+        listeners = Listeners(store=unused(), inherited=(("web", fd),))
+        for addresses in ((Inherited(fd), SystemdName("web")), (SystemdName("web"), Inherited(fd))):
+            listeners.open(addresses[:1], backlog=8, umask=None)
+            with pytest.raises(
+                ConfigError, match=rf"^bad address {addresses[1]}: it is descriptor {fd}, as {addresses[0]} is"
+            ):
+                listeners.open(addresses, backlog=8, umask=None)
+            assert os.fstat(fd)
+            assert listeners.held(addresses[:1])[0].sock.fileno() == fd
+            listeners.keep(())
+            fd = os.dup2(passed.fileno(), fd)
+            listeners = Listeners(store=unused(), inherited=(("web", fd),))
+        os.close(fd)
