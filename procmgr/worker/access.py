@@ -44,15 +44,21 @@ class AccessLog(Protocol):
 
 
 def access_log(logs: LogSetup, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
-    """Return the access log the settings ask for, None for none. Ask after the application was imported."""
+    """Return the access log the settings ask for, whatever the level; None for none.
+
+    Ask after the application was imported.
+    """
     if logs.access is None:
         return None
     if logs.access_via_logging or access_customised():
         logger = logging.getLogger(ACCESS_LOGGER)
-        return RecordAccessLog(logger=logger) if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else None
-    if not logging.getLogger(ACCESS_LOGGER).isEnabledFor(logging.INFO):
-        return None
+        return RecordAccessLog(logger=logger) if logger.hasHandlers() else None
     return LineAccessLog(writer=logs.access, loop=loop, colors=logs.access_colors)
+
+
+def access_wanted() -> bool:
+    """Return whether responses are to be logged at the present log level."""
+    return logging.getLogger(ACCESS_LOGGER).isEnabledFor(logging.INFO)
 
 
 class LineAccessLog:

@@ -391,6 +391,7 @@ class _Worker:
                 self._server.resume()
             case messages.Configure(log_level=level):
                 logs.set_level(level)
+                self._server.apply_log_level()
             case messages.ReopenLogs():
                 logs.reopen_files()
                 self._birth.logs.replace(fds)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from procmgr.scoreboard import LOG_DROPPED, InFlight
 from procmgr.worker.acceptor import Acceptor
-from procmgr.worker.access import access_log
+from procmgr.worker.access import access_log, access_wanted
 from procmgr.worker.beat import Beat
 from procmgr.worker.drain import Drain
 from procmgr.worker.forwarded import Forwarding
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from procmgr.logs import LogSetup
     from procmgr.scoreboard import Records, Row
     from procmgr.sockets import Listener
+    from procmgr.worker.access import AccessLog
     from procmgr.worker.app import ASGIApp
 
 log = logging.getLogger("procmgr.error")
@@ -62,6 +63,8 @@ class Server:
         self._on_request_limit = on_request_limit
         self._state: dict[str, Any] = {}
         self._lifespan = Lifespan(app=app, mode=settings.app.lifespan, state=self._state, log=log)
+        self._access: AccessLog | None = None
+        self._context: Context | None = None
         self._starting: asyncio.Task[Any] | None = None
         self._beat: Beat | None = None
         self._drain: Drain | None = None
@@ -79,7 +82,9 @@ class Server:
         finally:
             self._starting = None
         loop = asyncio.get_running_loop()
-        context = self._context(loop)
+        self._access = access_log(self._logs, loop)
+        context = self._context = self._new_context(loop)
+        self.apply_log_level()
         factory = http_factory(context, "h11" if self._settings.http.http == "h11" else "httptools")
         acceptors = [Acceptor(loop=loop, listener=listener, factory=factory, log=log) for listener in self._listeners]
         self._drain = Drain(context=context, acceptors=acceptors, lifespan=self._lifespan, log=log)
@@ -104,6 +109,11 @@ class Server:
         if self._drain is not None:
             self._drain.pause()
 
+    def apply_log_level(self) -> None:
+        """Log responses, or do so no longer: the level of the access logger is looked at here, not per response."""
+        if self._context is not None:
+            self._context.access = self._access if access_wanted() else None
+
     def resume(self) -> None:
         """Accept again."""
         if self._drain is not None:
@@ -121,10 +131,12 @@ class Server:
     def _on_beat(self, context: Context, now: float) -> None:
         context.tick(now)
         self._logs.error_writer.flush()
+        if self._access is not None:
+            self._access.flush()  # what is left of it, though the level may have changed since
         access = self._logs.access
         self._row[LOG_DROPPED] = self._logs.error_writer.dropped + (access.dropped if access is not None else 0)
 
-    def _context(self, loop: asyncio.AbstractEventLoop) -> Context:
+    def _new_context(self, loop: asyncio.AbstractEventLoop) -> Context:
         http = self._settings.http
         limit = self._request_limit()
         return Context(
@@ -133,7 +145,6 @@ class Server:
             row=self._row,
             inflight=InFlight(self._records),
             error_log=log,
-            access=access_log(self._logs, loop),
             state=self._state,
             root_path=self._settings.app.root_path,
             forwarding=_forwarding(self._settings.proxy),

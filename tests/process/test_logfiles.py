@@ -72,3 +72,26 @@ def test_a_log_file_beside_a_log_configuration_is_refused(tmp_path):
     done = run("--log-file", "x.log", "--log-config", str(config), "support.testapp:app")
     assert done.returncode == 2
     assert "exclude each other" in done.stderr
+
+
+def test_a_changed_log_level_holds_for_the_access_lines_of_workers_that_serve_already(serve, write_app, tmp_path):
+    config = tmp_path / "site.toml"
+    config.write_text('log_level = "info"\n')
+    source = "from support.testapp import app\n"
+    daemon = serve("-c", str(config), "--keep-alive", "60", "--app-dir", str(tmp_path), app=write_app(source))
+    connection = daemon.connect()  # on which the first worker answers for as long as it lasts
+    write_app(f"from support.stage import hold\nhold('importing')\n{source}")
+
+    def logs(path):
+        for each in (path, "/then"):  # the line of one is written before the next is answered
+            assert connection.get(each)[0].status == 200
+        return f'"GET {path} ' in daemon.output
+
+    assert logs("/before")
+    config.write_text('log_level = "warning"\n')
+    daemon.signal(signal.SIGHUP)
+    daemon.probe.wait("importing")
+    daemon.until(lambda: not logs(f"/quiet/{daemon.output.count('/quiet')}"), "the old worker logs no request any more")
+    config.write_text('log_level = "info"\n')
+    daemon.signal(signal.SIGHUP)
+    daemon.until(lambda: logs("/again"), "it does again")

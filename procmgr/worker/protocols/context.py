@@ -213,8 +213,6 @@ class Context:
     def tick(self, now: float) -> None:
         """Do what is done once a second; `now` is `loop.time()`."""
         self.render_head(time())
-        if self.access is not None:
-            self.access.flush()
         self.sweep(now)
 
     def render_head(self, wall: float) -> None:
