@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 
 import pytest
@@ -64,6 +66,49 @@ def test_a_starlette_application_is_served(serve, parser):
     assert ask(daemon, "GET", "/broken")[0] == 500
     daemon.logged("broken on purpose")
     assert daemon.stop() == 0
+
+
+FILE = bytes(range(256)) * 2048 + b"\r\n--edge\r"  # almost a boundary, and more than is kept in memory
+FORM = b"name=pen&price=1%2C5+%E2%82%AC&tag=a&tag="
+PART = b'--edge\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
+MULTIPART = b"%b%b--edge--\r\n" % (
+    PART % (b"note", b"", "h\u00e9".encode()),
+    PART % (b"photo", b'; filename="a b.bin"\r\nContent-Type: image/x-test', FILE),
+)
+FORMS = {
+    "application/x-www-form-urlencoded": (FORM, [["name", "pen"], ["price", "1,5 \u20ac"], ["tag", "a"], ["tag", ""]]),
+    "multipart/form-data; boundary=edge": (
+        MULTIPART,
+        [
+            ["note", "h\u00e9"],
+            ["photo", "a b.bin", "image/x-test", len(FILE), hashlib.sha256(FILE).hexdigest()],
+        ],
+    ),
+}
+
+
+def in_pieces(body):
+    """Yield a body in pieces of many lengths, so that they end anywhere in it."""
+    at = 0
+    for length in itertools.cycle((1, 7, 1000, 65_536, 3)):
+        if at >= len(body):
+            return
+        yield body[at : at + length]
+        at += length
+
+
+def test_starlette_parses_forms_and_uploads_with_a_length_and_in_chunks(serve, parser):
+    pytest.importorskip("python_multipart")
+    daemon = serve("--http", parser, app="support.apps.starlette_app:app")
+    connection = daemon.connect()
+    for kind, (body, fields) in FORMS.items():
+        for chunked in (False, True):
+            headers = {"Content-Type": kind, **({"Transfer-Encoding": "chunked"} if chunked else {})}
+            sent = in_pieces(body) if chunked else body
+            connection.request("POST", "/form", sent, headers, encode_chunked=chunked)
+            response, content = connection.answer()
+            assert (response.status, json.loads(content)) == (200, fields), (kind, chunked)
+    assert "Traceback" not in daemon.log
 
 
 def test_a_django_application_is_served(serve, parser):

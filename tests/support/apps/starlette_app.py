@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import tempfile
 from pathlib import Path
 
@@ -49,6 +50,19 @@ async def upload(request):
     async for chunk in request.stream():
         size += len(chunk)
     return PlainTextResponse(str(size))
+
+
+async def form(request):
+    """Tell what a form has: its fields, and of its files the name, the type, the size and a digest."""
+    told = []
+    async with request.form() as fields:
+        for name, value in fields.multi_items():
+            if isinstance(value, str):
+                told.append([name, value])
+            else:
+                digest = hashlib.sha256(await value.read()).hexdigest()
+                told.append([name, value.filename, value.content_type, value.size, digest])
+    return JSONResponse(told)
 
 
 async def stream(request):
@@ -122,6 +136,7 @@ app = Starlette(
         Route("/", home),
         Route("/echo", echo, methods=["GET", "POST", "PUT"]),
         Route("/upload", upload, methods=["POST"]),
+        Route("/form", form, methods=["POST"]),
         Route("/stream", stream),
         Route("/endless", endless),
         Route("/gone", gone),
