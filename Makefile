@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | faults
+# make demo | test | lint | coverage | bench | faults
 #
 # Each target installs what it needs into a virtual environment of its own and
 # nowhere else: .venv for the default python3, .venv-X.Y for another PYTHON.
@@ -26,12 +26,13 @@ endef
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test lint bench faults
+.PHONY: help demo test lint coverage bench faults
 
 help:
 	@echo 'make demo    serve the example with 2 workers on 127.0.0.1:$(PORT)   (PORT=8001 for another port)'
 	@echo 'make test    run all tests                                      (TESTS=tests/unit for some)'
 	@echo 'make lint    ruff, mypy --strict, import-linter'
+	@echo 'make coverage  run all tests, slowly, and show which lines and branches they reach'
 	@echo 'make bench   measure against uvicorn, gunicorn and granian      (BENCH="--help" for options)'
 	@echo 'make faults  reload, kill, hang and break them under load      (FAULTS="--help" for options)'
 	@echo 'PYTHON=python3.13 chooses the interpreter.'
@@ -49,6 +50,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Every process is measured, started, forked or re-executed; one that is killed tells nothing. The tracing is slow, so a
+# test may time out that passes in make test, which is what judges them.
+coverage: $(VENV)/.dev
+	@$(BIN)/coverage erase
+	-$(BIN)/coverage run -m pytest -n 4 --dist worksteal $(TESTS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 bench:
 	$(check_python)

@@ -33,8 +33,12 @@ WORKER_COMM = "procmgr: worker"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return a clean environment in which the daemon, and the applications of the tests, can be imported."""
-    kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
+    """Return a clean environment in which the daemon, and the applications of the tests, can be imported.
+
+    And measured, if this process is (make coverage).
+    """
+    names = ("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_CONFIG")
+    kept = {key: os.environ[key] for key in names if key in os.environ}
     paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     # An application rewritten within a second would be taken from its stale .pyc.
     return {**kept, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", **more}

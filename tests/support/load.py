@@ -53,7 +53,8 @@ class Result:
 class Load:
     """A context manager: load runs on a thread of its own from entry to exit; `result` is complete afterwards.
 
-    `pause` is the clients' think time in seconds, which bounds the rate. `enter` is called first on its thread.
+    `pause` is the clients' think time in seconds, which bounds the rate. `seconds` bounds the load should its exit
+    never come: a test on a busy machine takes long. `enter` is called first on its thread.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Load:
         *,
         keep_alive: int = 8,
         fresh: int = 4,
-        seconds: float = 60.0,
+        seconds: float = 900.0,
         pause: float = _PAUSE_SECONDS,
         enter: Callable[[], None] = lambda: None,
     ) -> None:
