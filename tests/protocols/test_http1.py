@@ -297,6 +297,29 @@ def test_a_refusal_names_the_peer_the_reason_and_a_bounded_excerpt(codec):
     assert "\x1b" not in line
 
 
+async def returning_nothing(scope, receive, send):
+    """An application that does not answer."""
+
+
+def test_no_message_has_the_query_the_fields_or_the_body_of_a_request(codec):
+    fields = b"Host: h\r\nAuthorization: secret\r\nTransfer-Encoding: chunked\r\n\r\n"
+    refused = {
+        "no host": b"GET /path?secret HTTP/1.1\r\nAuthorization: secret\r\n\r\n",
+        "a bare line feed": b"\r\nGET /path?secret HTTP/1.1\nAuthorization: secret\r\n\r\n",
+        "a bad field": b"GET /path?secret HTTP/1.1\r\nHost: h\r\nA: \x01secret\r\nB secret: secret\r\n\r\n",
+        "a bad length": b"POST /path?secret HTTP/1.1\r\nHost: h\r\nContent-Length: secret\r\n\r\n",
+        "a bad size of a chunk": b"POST /path HTTP/1.1\r\n" + fields + b"secret\r\n",
+        "a bad chunk": b"POST /path?secret HTTP/1.1\r\n" + fields + b"6\r\nsecret\r\nnonsense\r\n",
+    }
+    for what, data in refused.items():
+        _, _, (line,) = exchange(responding(), data, codec)
+        assert "/path" in line, what
+        assert "secret" not in line, what
+    _, _, (line,) = exchange(returning_nothing, GET.replace(b"GET /", b"GET /path?secret"), codec)
+    assert "GET /path from 127.0.0.1:" in line
+    assert "secret" not in line
+
+
 # -- deadlines and drains --------------------------------------------------------------------------------------------
 
 

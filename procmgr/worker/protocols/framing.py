@@ -63,6 +63,7 @@ _KNOWN_HOSTS: Final = 1024
 CHUNK_CREDIT: Final = 32
 """Bytes of framing that a chunk may have before they count as overhead."""
 END: Final = b"\r\n\r\n"
+_EXCERPT: Final = 120
 
 
 class Refused(Exception):  # noqa: N818 - a decision about the peer's request, not a fault of ours
@@ -125,6 +126,11 @@ class Codec(Protocol):
 
     def read_body(self, data: bytes) -> tuple[bytes, bytes, bool]:
         """Return the body in `data`, the bytes that follow the message, and whether it ended. Raises `Refused`."""
+
+
+def excerpt(head: bytes) -> str:
+    """Return what a log may show of a head, escaped: the beginning of its line; query and fields may have secrets."""
+    return ascii(head[: 2 * _EXCERPT].lstrip(b"\r\n").partition(b"\n")[0].partition(b"?")[0][:_EXCERPT])[2:-1]
 
 
 def read_line(head: bytes, limit: int) -> Request:

@@ -23,6 +23,7 @@ from procmgr.worker.protocols.framing import (
     check_fields,
 )
 
+_DATA: Final = re.compile(r":? (?:bytearray\()?b['\"]")
 _LENGTHS: Final = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
 
 
@@ -50,7 +51,7 @@ class H11Codec:
             self._connection.receive_data(head)
             event = self._connection.next_event()
         except h11.RemoteProtocolError as error:
-            raise Refused(error.error_status_hint, f"malformed head: {error}") from None
+            raise Refused(error.error_status_hint, f"malformed head: {_without_data(error)}") from None
         if not isinstance(event, h11.Request):
             raise Refused(400, "malformed head")
         return list(event.headers)
@@ -71,7 +72,7 @@ class H11Codec:
             while isinstance(event := self._connection.next_event(), h11.Data):
                 parts.append(bytes(event.data))
         except h11.RemoteProtocolError as error:
-            raise Refused(400, f"malformed chunked body: {error}") from None
+            raise Refused(400, f"malformed chunked body: {_without_data(error)}") from None
         if isinstance(event, h11.EndOfMessage):
             if any(name in FORBIDDEN_TRAILERS for name, _ in event.headers):
                 raise Refused(400, "forbidden trailer field")
@@ -85,3 +86,8 @@ class H11Codec:
         if self._overhead > self._max_overhead:
             raise Refused(400, "too many bytes of chunk framing")
         return body, rest, ended
+
+
+def _without_data(error: h11.RemoteProtocolError) -> str:
+    """Return what h11 says, without the bytes that it says it of: they may have secrets."""
+    return _DATA.split(str(error), maxsplit=1)[0]

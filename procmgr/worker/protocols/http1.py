@@ -24,7 +24,7 @@ from procmgr.scoreboard import STATUS_1XX
 from procmgr.worker.access import client_text
 from procmgr.worker.cycle import COMPLETE, SENT, Cycle
 from procmgr.worker.protocols.base import Connection, Phase
-from procmgr.worker.protocols.framing import END, Refused, check_partial
+from procmgr.worker.protocols.framing import END, Refused, check_partial, excerpt
 from procmgr.worker.protocols.heads import HeadReader
 from procmgr.worker.protocols.response import STATUS_LINES, error_response
 from procmgr.worker.protocols.scope import http_scope
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _OPEN: Final = Phase.OPEN
 _CR: Final = ord("\r")
-_EXCERPT: Final = 120
 _COPY: Final = 16 * 1024
 """Up to this size a body is copied behind its head into one buffer; a larger one goes beside it in one writev(2)."""
 
@@ -179,7 +178,7 @@ class Http1Connection(Connection):
             if len(pending) >= limits.head:
                 raise Refused(431, "head too large")
         except Refused as refusal:
-            self._refuse(refusal, bytes(pending[:_EXCERPT]))
+            self._refuse(refusal, bytes(pending))
             return
         self._scanned = len(pending)
         if self.context.draining is None:
@@ -191,7 +190,7 @@ class Http1Connection(Connection):
         try:
             request = self._heads.read(head)
         except Refused as refusal:
-            self._refuse(refusal, head[:_EXCERPT], head_only=head.startswith(b"HEAD "))
+            self._refuse(refusal, head, head_only=head.startswith(b"HEAD "))
             return None
         self._body_open = body_open = request.chunked or bool(request.content_length)
         if body_open:
@@ -206,7 +205,7 @@ class Http1Connection(Connection):
         try:
             body, rest, ended = self._codec.read_body(data)
         except Refused as refusal:
-            self._refuse(refusal, data[:_EXCERPT])
+            self._refuse(refusal, cycle.request.head)
             return
         if rest:
             self._pending += rest
@@ -391,11 +390,11 @@ class Http1Connection(Connection):
     def _answer(self, status: int, reason: str = "", extra: bytes = b"", *, head_only: bool = False) -> None:
         self.write(error_response(self.context.head[0], status, reason, extra, head_only=head_only))
 
-    def _refuse(self, refusal: Refused, excerpt: bytes, *, head_only: bool = False) -> None:
+    def _refuse(self, refusal: Refused, head: bytes, *, head_only: bool = False) -> None:
         """Answer a request that is not served, unless a response to it has begun, and close."""
         context, cycle = self.context, self.cycle
         peer = client_text(self.client) or "a Unix socket"
-        context.error_log.warning("%s: %d, %s: %s", peer, refusal.status, refusal.reason, ascii(excerpt))
+        context.error_log.warning("%s: %d, %s: '%s'", peer, refusal.status, refusal.reason, excerpt(head))
         if cycle is None or cycle.state < SENT:
             context.row[STATUS_1XX - 1 + refusal.status // 100] += 1
             self._answer(refusal.status, refusal.reason, head_only=head_only)
@@ -421,5 +420,5 @@ class Http1Connection(Connection):
 
     def describe(self, request: Request) -> str:
         """Return method, target and peer for a log record, bounded and escaped."""
-        target = request.target[:_EXCERPT].decode("ascii")
-        return f"{request.method.decode('ascii')} {target} from {client_text(self.client) or 'a Unix socket'}"
+        what = excerpt(b"%b %b" % (request.method, request.target))
+        return f"{what} from {client_text(self.client) or 'a Unix socket'}"
