@@ -16,6 +16,7 @@ from procmgr import control, process
 from procmgr.config.declare import Applies, Entry, entries, required, setting
 from procmgr.config.development import DevelopmentSettings, HookSettings
 from procmgr.config.health import HealthSettings
+from procmgr.config.limits import LimitSettings
 from procmgr.config.log import LogSettings
 from procmgr.config.proxy import ProxySettings
 from procmgr.config.types import (
@@ -400,6 +401,7 @@ class Settings:
     bind: BindSettings = BindSettings()
     pool: PoolSettings = PoolSettings()
     http: HTTPSettings = HTTPSettings()
+    limits: LimitSettings = LimitSettings()  # noqa: RUF009 - frozen, as its siblings are
     proxy: ProxySettings = ProxySettings()  # noqa: RUF009 - frozen, as its siblings are
     health: HealthSettings = HealthSettings()  # noqa: RUF009 - frozen, as its siblings are
     logs: LogSettings = LogSettings()  # noqa: RUF009 - frozen, as its siblings are

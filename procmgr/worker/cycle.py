@@ -232,6 +232,11 @@ class Cycle:
         return len(self._buffer)
 
     @property
+    def waiting(self) -> bool:
+        """Whether the application waits for more of the body."""
+        return self._readers is not None and self._readers.waiting
+
+    @property
     def awaits_continue(self) -> bool:
         """Whether the client waits for `100 Continue` and was not sent it."""
         return self._expect

@@ -25,6 +25,7 @@ from procmgr.worker.protocols.context import Context, DrainMode, Limits
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from procmgr.config.limits import LimitSettings
     from procmgr.config.proxy import ProxySettings
     from procmgr.config.settings import HTTPSettings, Settings
     from procmgr.logs import LogSetup
@@ -148,7 +149,7 @@ class Server:
             state=self._state,
             root_path=self._settings.app.root_path,
             forwarding=_forwarding(self._settings.proxy),
-            limits=_limits(http),
+            limits=_limits(http, self._settings.limits),
             keep_alive=http.keep_alive,
             server_header=http.server_header,
             date_header=http.date_header,
@@ -172,8 +173,16 @@ def _forwarding(proxy: ProxySettings) -> Forwarding:
     return Forwarding(trusted=proxy.forwarded_allow_ips, fields=proxy.forwarded_headers)
 
 
-def _limits(http: HTTPSettings) -> Limits:
-    concurrency = http.limit_concurrency or 0
+def _limits(http: HTTPSettings, limits: LimitSettings) -> Limits:
+    head = limits.limit_request_head
     if http.http == "h11":
-        return Limits(concurrency=concurrency, head=http.h11_max_incomplete_event_size)
-    return Limits(concurrency=concurrency)
+        head = min(head, http.h11_max_incomplete_event_size)
+    return Limits(
+        concurrency=http.limit_concurrency or 0,
+        request_line=limits.limit_request_line,
+        fields=limits.limit_request_fields,
+        head=head,
+        body_size=limits.limit_request_body,
+        head_time=limits.timeout_request_head,
+        rate=limits.min_transfer_rate,
+    )

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from procmgr.worker.protocols.context import WINDOW, Context, DrainMode, Limits
+from procmgr.worker.protocols.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,9 @@ LINGER: Final = 2.0
 
 GATHERED: Final = 64 * 1024
 """Bytes of output that are gathered before they are handed to the transport, which then says if it is too much."""
+
+LOOK: Final = 5.0
+"""Seconds between two looks at a connection on which something is under way."""
 
 IDLE_LINGER: Final = 0.05
 """The same for a connection closed at a stop while it was idle: it has no response to lose."""
@@ -68,6 +72,11 @@ class Waiters:
         finally:
             self._futures.remove(future)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._futures)
+
     def wake(self) -> None:
         """Let all go on."""
         for future in self._futures:
@@ -82,11 +91,14 @@ class Connection(asyncio.Protocol):
         "_out",
         "_out_bytes",
         "_writable",
+        "_write_pace",
         "bucket",
         "client",
         "context",
         "eof",
         "fields",
+        "handed",
+        "head_since",
         "idle_since",
         "phase",
         "reading",
@@ -104,11 +116,14 @@ class Connection(asyncio.Protocol):
         self.reading = True
         self.write_paused = False
         self.idle_since: float | None = None
+        self.head_since = context.now
         self.client: Address | None = None
         self.server: Address | None = None
         self._out: list[bytes] = []
         self._out_bytes = 0
+        self.handed = 0
         self._writable: Waiters | None = None
+        self._write_pace: Pace | None = None
         self.bucket: set[Member] = set()
         self.trusted = False
         self.transport: asyncio.Transport
@@ -126,7 +141,8 @@ class Connection(asyncio.Protocol):
         context = self.context
         self.trusted = context.forwarding.trusts(self.client)
         context.opened(self)
-        context.watch(self, context.now + context.keep_alive)
+        self.head_since = context.now
+        context.watch(self, context.now + min(LOOK, context.keep_alive))
         if context.draining is not None:
             self.begin_drain(context.draining)
             self.open_window()
@@ -175,6 +191,7 @@ class Connection(asyncio.Protocol):
         out = self._out
         if not out:
             return
+        self.handed += self._out_bytes
         if self.transport.is_closing():  # before it tells us that the connection is lost
             out.clear()
         elif len(out) == 1:
@@ -262,20 +279,54 @@ class Connection(asyncio.Protocol):
             self.context.loop.call_later(LINGER, self._linger_over)
 
     def due(self, now: float) -> float | None:
-        """Close what was idle or lingered for too long; return when to look again."""
-        keep_alive = self.context.keep_alive
-        if self.phase is Phase.OPEN:
-            if self.idle_since is None or self.busy:
-                return now + keep_alive
-            if now - self.idle_since < keep_alive:
-                return self.idle_since + keep_alive
-            self.close()
+        """Close what was idle, lingered or took its time for too long; return when to look again."""
+        if self.phase is Phase.GONE:
             return None
-        if self.phase is Phase.LINGERING:
-            if self.transport.get_write_buffer_size():
-                return now + LINGER  # a slow reader still takes the response: the bound counts from its last byte
-            self.transport.close()
+        waiting = self.transport.get_write_buffer_size()
+        if self._takes_too_slowly(now, waiting):
+            self.abort()
+            return None
+        if self.phase is Phase.OPEN:
+            return self.busy_due(now) if self.busy else self.waiting_due(now)
+        if waiting:
+            return now + LINGER  # a slow reader still takes the response: the bound counts from its last byte
+        self.transport.close()
         return None
+
+    def _takes_too_slowly(self, now: float, waiting: int) -> bool:
+        rate = self.context.limits.rate
+        if not waiting or not rate:
+            self._write_pace = None
+            return False
+        taken = self.handed - waiting
+        if self._write_pace is None:
+            self._write_pace = Pace(now, taken)
+        return self._write_pace.too_slow(now, taken, waiting=True, rate=rate)
+
+    def waiting_due(self, now: float) -> float | None:
+        """Close an open connection on which no request came in time; return when to look again."""
+        limits, keep_alive = self.context.limits, self.context.keep_alive
+        if self.idle_since is not None:
+            end = self.idle_since + keep_alive
+        elif limits.head_time:
+            end = self.head_since + limits.head_time
+        else:
+            return now + LOOK
+        if now < end:
+            return min(end, now + LOOK)
+        if self.idle_since is None:
+            self.too_late()
+        else:
+            self.close()
+        return None
+
+    def busy_due(self, now: float) -> float | None:
+        """Look after a request under way; return when to look again."""
+        return now + LOOK
+
+    def too_late(self) -> None:
+        """Close a connection that did not begin in time."""
+        self.close()
 
     def begin_drain(self, mode: DrainMode) -> None:  # noqa: ARG002 - the modes differ in the context's window alone
         """Bound the wait of a connection that never sent a request; others have their bound already."""

@@ -73,6 +73,12 @@ class Limits:
     """Bytes kept of requests that arrived before their turn; then reading pauses."""
     body: int = 64 * 1024
     """Bytes of a request body kept for the application; then reading pauses."""
+    body_size: int = 0
+    """Bytes of a request body; a longer one is answered with 413. 0 is no bound."""
+    head_time: float = 10.0
+    """Seconds in which the head of a request has to be complete, from its first byte or the accept; 0 is no bound."""
+    rate: int = 240
+    """Bytes per second at which bodies and responses have to move while somebody waits for them; 0 is no bound."""
     discard: int = 64 * 1024
     """Bytes of a body that the application left unread which are read to keep the connection."""
     chunk_overhead: int = 64 * 1024

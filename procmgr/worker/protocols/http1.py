@@ -18,15 +18,17 @@ everything else goes through `_pending`.
 from __future__ import annotations
 
 import contextvars
+import logging
 from typing import TYPE_CHECKING, Final
 
 from procmgr.scoreboard import STATUS_1XX
 from procmgr.worker.access import client_text
 from procmgr.worker.cycle import COMPLETE, SENT, Cycle
-from procmgr.worker.protocols.base import Connection, Phase
+from procmgr.worker.protocols.base import LOOK, Connection, Phase
 from procmgr.worker.protocols.framing import END, Refused, check_partial, excerpt
 from procmgr.worker.protocols.heads import HeadReader
-from procmgr.worker.protocols.response import STATUS_LINES, error_response
+from procmgr.worker.protocols.pace import Pace
+from procmgr.worker.protocols.response import STATUS_LINES, bodyless_length, chunk, error_response
 from procmgr.worker.protocols.scope import http_scope
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Http1Connection(Connection):
         "_access_prefix",
         "_body_left",
         "_body_open",
+        "_body_pace",
+        "_body_total",
         "_chunked",
         "_codec",
         "_heads",
@@ -65,7 +69,8 @@ class Http1Connection(Connection):
         self._pending = bytearray()
         self._scanned = 0
         self._body_open = False
-        self._body_left = 0
+        self._body_left = self._body_total = 0
+        self._body_pace: Pace | None = None
         self._keep = True
         self._chunked = False
         self._access_prefix = b""
@@ -118,6 +123,25 @@ class Http1Connection(Connection):
         """Tell the request in progress that its client is gone."""
         if self.cycle is not None:
             self.cycle.client_lost()
+
+    def busy_due(self, now: float) -> float | None:
+        """Cut off a client whose body comes too slowly for the application that waits for it."""
+        cycle, rate = self.cycle, self.context.limits.rate
+        if cycle is None or not self._body_open or not rate:
+            return now + LOOK
+        if self._body_pace is None:
+            self._body_pace = Pace(now, self._body_total)
+        if self._body_pace.too_slow(now, self._body_total, waiting=cycle.waiting, rate=rate):
+            self._refuse(Refused(408, "the body comes too slowly"), cycle.request.head)
+            return None
+        return now + LOOK
+
+    def too_late(self) -> None:
+        """Close a connection whose request did not come in time, with an answer if it began."""
+        if self._pending:
+            self._refuse(Refused(408, "the head did not come in time"), bytes(self._pending))
+        else:
+            self.close()
 
     @property
     def idle(self) -> bool:
@@ -181,20 +205,24 @@ class Http1Connection(Connection):
             self._refuse(refusal, bytes(pending))
             return
         self._scanned = len(pending)
-        if self.context.draining is None:
+        if self.context.draining is None and self.idle_since is not None:
             self.idle_since = None  # a request is on its way
+            self.head_since = self.context.now
         self.resume_reading()
 
     def _open(self, head: bytes) -> Cycle | None:
         """Parse a head; return its cycle, or None if it was refused."""
         try:
             request = self._heads.read(head)
+            if request.content_length and request.content_length > self.context.limits.body_size > 0:
+                raise Refused(413, "body too large")
         except Refused as refusal:
             self._refuse(refusal, head, head_only=head.startswith(b"HEAD "))
             return None
         self._body_open = body_open = request.chunked or bool(request.content_length)
         if body_open:
             self._body_left = request.content_length or 0
+            self._body_total, self._body_pace = 0, None
             self._codec.begin_body(request)
         self.cycle = cycle = Cycle(self, request)
         cycle.body_ended = not body_open
@@ -204,6 +232,9 @@ class Http1Connection(Connection):
         """Take bytes that begin inside the body."""
         try:
             body, rest, ended = self._codec.read_body(data)
+            self._body_total += len(body)
+            if self._body_total > self.context.limits.body_size > 0 and cycle.state != COMPLETE:
+                raise Refused(413, "body too large")
         except Refused as refusal:
             self._refuse(refusal, cycle.request.head)
             return
@@ -259,7 +290,7 @@ class Http1Connection(Connection):
         line: bytes | None
         block, _, line, lacks, close = cycle.fields
         if cycle.bodyless:
-            line = self._bodyless_length(line, cycle.status, body, more=more)
+            line = bodyless_length(line, cycle.status, body, more=more)
             body = b""
         elif not line:
             line = self._delimit(request, body, more=more)
@@ -274,7 +305,7 @@ class Http1Connection(Connection):
         elif request.version == b"1.0":
             line = (line or b"") + b"connection: keep-alive\r\n"
         if self._chunked and body:
-            body = self._chunk(body)
+            body = chunk(body)
         beside = len(body) > _COPY
         begin = b"" if beside else body
         self.write(b"".join((STATUS_LINES[cycle.status], context.head[lacks], block, line or b"", b"\r\n", begin)))
@@ -298,25 +329,14 @@ class Http1Connection(Connection):
             return b"transfer-encoding: chunked\r\n"
         return None
 
-    @staticmethod
-    def _bodyless_length(line: bytes, status: int, body: bytes, *, more: bool) -> bytes:
-        """Return what may be said of the length of a body that is not sent (RFC 9110 section 8.6)."""
-        if status == 204:
-            return b""
-        return line or (b"content-length: %d\r\n" % len(body) if body and not more else b"")
-
     def write_body(self, body: bytes, *, more: bool) -> None:
         """Write a further part of the body."""
         if self._chunked:
-            body = self._chunk(body) if body else b""
+            body = chunk(body) if body else b""
             if not more:
                 body += b"0\r\n\r\n"
         if body:
             self.write(body)
-
-    @staticmethod
-    def _chunk(body: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(body), body)
 
     def completed(self, cycle: Cycle) -> None:
         """Account for a complete response; go on to the next request, or close."""
@@ -394,7 +414,9 @@ class Http1Connection(Connection):
         """Answer a request that is not served, unless a response to it has begun, and close."""
         context, cycle = self.context, self.cycle
         peer = client_text(self.client) or "a Unix socket"
-        context.error_log.warning("%s: %d, %s: '%s'", peer, refusal.status, refusal.reason, excerpt(head))
+        # A client that is merely slow, or gave up, is no reason to look at a log.
+        level = logging.INFO if refusal.status == 408 else logging.WARNING
+        context.error_log.log(level, "%s: %d, %s: '%s'", peer, refusal.status, refusal.reason, excerpt(head))
         if cycle is None or cycle.state < SENT:
             context.row[STATUS_1XX - 1 + refusal.status // 100] += 1
             self._answer(refusal.status, refusal.reason, head_only=head_only)

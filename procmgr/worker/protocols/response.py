@@ -133,6 +133,18 @@ def _excerpt(value: object) -> str:
     return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "..."
 
 
+def chunk(body: bytes) -> bytes:
+    """Return one chunk (RFC 9112 section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+def bodyless_length(line: bytes, status: int, body: bytes, *, more: bool) -> bytes:
+    """Return what may be said of the length of a body that is not sent (RFC 9110 section 8.6)."""
+    if status == 204:
+        return b""
+    return line or (b"content-length: %d\r\n" % len(body) if body and not more else b"")
+
+
 def error_response(common: bytes, status: int, reason: str, extra: bytes = b"", *, head_only: bool = False) -> bytes:
     """Return a whole small text/plain response after which the connection closes."""
     text = f"{status} {phrase(status)}" + (f": {reason}" if reason else "") + "\n"

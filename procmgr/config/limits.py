@@ -1,0 +1,54 @@
+"""The settings that bound what a client may cost a worker: sizes, times and rates of its requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from procmgr.config.declare import Applies, setting
+from procmgr.config.types import count, seconds, size
+
+_DAY: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """Limits on clients."""
+
+    limit_request_line: int = setting(
+        16_384,
+        count(64, 1 << 20, metavar="BYTES"),
+        Applies.ROLL,
+        "Answer 414 to a longer request line.",
+        gunicorn="limit_request_line",
+    )
+    limit_request_fields: int = setting(
+        256,
+        count(1, 32_768),
+        Applies.ROLL,
+        "Answer 431 to a request with more header fields.",
+        unit="fields",
+        gunicorn="limit_request_fields",
+    )
+    limit_request_head: int = setting(
+        65_536,
+        count(1024, 1 << 24, metavar="BYTES"),
+        Applies.ROLL,
+        "Answer 431 to a request whose line and header fields are longer.",
+    )
+    limit_request_body: int = setting(
+        0, size(), Applies.ROLL, "Answer 413 to a request with a longer body; 0 never does."
+    )
+    timeout_request_head: float = setting(
+        10.0,
+        seconds(_DAY),
+        Applies.ROLL,
+        "Close a connection whose request head is not complete after so long, with 408 if it began; 0 never does.",
+    )
+    min_transfer_rate: int = setting(
+        240,
+        count(0, 1 << 30),
+        Applies.ROLL,
+        "Cut off a client that for 10 seconds moves a body or takes a response more slowly; 0 never does.",
+        unit="bytes per second",
+    )
