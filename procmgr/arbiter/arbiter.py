@@ -18,7 +18,7 @@ from procmgr.arbiter import descendants, estate
 from procmgr.arbiter.aides import Aides
 from procmgr.arbiter.control import Control, try_open
 from procmgr.arbiter.core import actions
-from procmgr.arbiter.core.events import Reload, ScaleBy, Stop, StopLevel
+from procmgr.arbiter.core.events import MemoryShort, Reload, ScaleBy, Stop, StopLevel
 from procmgr.arbiter.core.view import status_line
 from procmgr.arbiter.guard import Guard
 from procmgr.arbiter.history import History
@@ -32,6 +32,7 @@ from procmgr.arbiter.nursery import Nursery
 from procmgr.arbiter.oom import OomKills
 from procmgr.arbiter.operations import Operations
 from procmgr.arbiter.parts import KILL_GRACE_SECONDS, QUICK_SECONDS, Parts, live_level, policy_of
+from procmgr.arbiter.pressure import PressureWatch
 from procmgr.arbiter.reexec import Upgrade
 from procmgr.arbiter.report import Report, fields_of
 from procmgr.arbiter.signals import HANDLED, SignalQueue, StopLadder
@@ -91,8 +92,17 @@ class Arbiter:
         self._born = made.born
         stacks = StackReader(host=self._host, loop=self._loop)
         self._late_loops = LateLoops(host=self._host, stacks=stacks)
+        self._pressure = PressureWatch(
+            environ=invocation.environ,
+            loop=self._loop,
+            now=self._host.now,
+            on_pressure=lambda: self._loop.post(MemoryShort(self._memory.sizes())),
+        )
         self._memory = MemoryGauge(
-            members=self._host.members, settings=lambda: self.plan_in_force().settings, post=self._loop.post
+            members=self._host.members,
+            settings=lambda: self.plan_in_force().settings,
+            post=self._loop.post,
+            always=self._pressure.active,
         )
         self._operations = Operations(
             steering=self,
@@ -155,6 +165,7 @@ class Arbiter:
     def close(self) -> None:
         """Let go of the control socket, at the end."""
         self._operations.close()
+        self._pressure.close()
         if self._control is not None:
             self._control.leave()
 
@@ -250,6 +261,7 @@ class Arbiter:
     def _close_in_child(self, keep: tuple[Listener, ...]) -> None:
         self._loop.close_in_child()
         self._upgrade.close_in_child()
+        self._pressure.close()
         self._listeners.close_in_child(keep)
         if self._control is not None:
             self._control.close_in_child()

@@ -22,11 +22,20 @@ log = logging.getLogger("procmgr.error")
 
 
 class MemoryGauge:
-    """Measures members, as far as there is a limit to hold them to, and hands `post` what it found."""
+    """Measures members, as far as there is a limit to hold them to, and hands `post` what it found.
+
+    With `always` each is measured when it is fresh: there will be something else to compare it with.
+    """
 
     def __init__(
-        self, *, members: Mapping[int, Member], settings: Callable[[], Settings], post: Callable[[Measured], None]
+        self,
+        *,
+        members: Mapping[int, Member],
+        settings: Callable[[], Settings],
+        post: Callable[[Measured], None],
+        always: bool = False,
     ) -> None:
+        self._always = always
         self._members = members
         self._settings = settings
         self._post = post
@@ -34,22 +43,36 @@ class MemoryGauge:
         self._complained = False
 
     def sample(self) -> None:
-        """Measure those whose turn it is."""
+        """Measure those whose turn it is, if there is a limit."""
         self._samples += 1
-        for worker_id in list(self._members):
-            if (worker_id + self._samples) % _EVERY == 0:
-                self.measure(worker_id)
+        if self._limited():
+            for worker_id in list(self._members):
+                if (worker_id + self._samples) % _EVERY == 0:
+                    self.measure(worker_id)
 
     def measure(self, worker_id: int) -> None:
         """Measure one member; without a limit, or where it cannot be known, nothing comes of it."""
-        settings = self._settings()
-        member, health = self._members.get(worker_id), settings.health
-        if member is None or member.pid is None or not (health.max_memory or health.max_memory_hard):
-            return
-        used = self._used(member.pid, _measure_of(settings))
+        used = self._size(worker_id) if self._always or self._limited() else None
+        if used is not None:
+            self._post(Measured(worker_id, used))
+
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Return (worker id, bytes) of every member that can be measured."""
+        found = [(worker_id, self._size(worker_id)) for worker_id in list(self._members)]
+        return tuple((worker_id, used) for worker_id, used in found if used is not None)
+
+    def _limited(self) -> bool:
+        health = self._settings().health
+        return bool(health.max_memory or health.max_memory_hard)
+
+    def _size(self, worker_id: int) -> int | None:
+        member = self._members.get(worker_id)
+        if member is None or member.pid is None:
+            return None
+        used = self._used(member.pid, _measure_of(self._settings()))
         if used is not None:
             member.memory = used
-            self._post(Measured(worker_id, used))
+        return used
 
     def _used(self, pid: int, measure: Literal["rss", "pss"]) -> int | None:
         try:
@@ -58,7 +81,8 @@ class MemoryGauge:
         except (psutil.Error, OSError) as error:  # ProcSubset=pid hides parts of /proc; another user's PSS is secret
             if not self._complained:
                 self._complained = True
-                log.error("max_memory has no effect: the %s of pid %d cannot be read: %s", measure, pid, error)
+                what = "max_memory" if self._limited() else "memory pressure"
+                log.error("%s has no effect: the %s of pid %d cannot be read: %s", what, measure, pid, error)
             return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import socket
 
@@ -14,6 +15,18 @@ async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         await stay("starting")
     await plain(scope, receive, send)
+"""
+
+
+GROWS = """
+import support.testapp
+
+hoard = []
+
+async def app(scope, receive, send):
+    if scope.get("path") == "/grow":
+        hoard.append(b"x" * (200 << 20))
+    await support.testapp.app(scope, receive, send)
 """
 
 
@@ -94,3 +107,20 @@ def test_the_reason_of_a_failed_reload_stays_in_the_status(serve, write_app, tmp
     daemon.reload()
     daemon.notify.skip()
     assert "failed" not in daemon.status("1/1 workers ready")
+
+
+def test_memory_pressure_replaces_the_worker_that_has_grown(serve, write_app, tmp_path):
+    fifo = tmp_path / "pressure"
+    os.mkfifo(fifo)
+    app = write_app(GROWS)
+    env = {"MEMORY_PRESSURE_WATCH": str(fifo)}
+    daemon = serve("-w", "2", "--app-dir", str(tmp_path), app=app, env=env)
+    before = set(daemon.workers())
+    grown = daemon.get("/grow")["pid"]
+    end = os.open(fifo, os.O_RDWR)
+    os.write(end, b"!")
+    os.close(end)
+    daemon.logged(rf"pid {grown}\) will be replaced: memory is short and it uses the most")
+    daemon.until(lambda: grown not in daemon.workers(), "it is replaced")
+    daemon.status("2/2 workers ready")
+    assert before - set(daemon.workers()) == {grown}

@@ -203,6 +203,8 @@ class Host:
                 self.send(events.RecycleDue(worker_id, "1000 requests"))
             case "grow":
                 self.send(events.Measured(worker_id, 150))
+            case "press":
+                self.send(events.MemoryShort(((worker_id, 90),)))
             case "burst":
                 self.send(events.Measured(worker_id, 250))
             case "term":

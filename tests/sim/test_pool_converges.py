@@ -14,7 +14,7 @@ from procmgr.arbiter.core.policy import Backoff, Handover, Policy
 from sim.host import CRASHED, HEALTHY, KILLED, Host, Script
 
 BACKOFF = Backoff(first=0.5, cap=8.0, stable_after=5.0)
-FATES = ["crash", "leave", "hang", "suspend", "recycle", "term", "grow", "burst"]
+FATES = ["crash", "leave", "hang", "suspend", "recycle", "term", "grow", "press", "burst"]
 
 
 def policy_of(random, **changes):

@@ -111,6 +111,10 @@ class AnyEvents(RuleBasedStateMachine):
         )
         self.send(data.draw(fact))
 
+    @rule(sizes=st.lists(st.tuples(st.integers(0, 63), st.sampled_from([50, 150, 250])), max_size=4))
+    def memory_is_short(self, sizes):
+        self.send(events.MemoryShort(tuple((self.worker(pick), used) for pick, used in sizes)))
+
     @rule(pick=st.integers(0, 63), exit_=EXITS)
     def exited(self, pick, exit_):
         self.send(events.Exited(self.worker(pick), exit_))

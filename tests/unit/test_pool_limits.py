@@ -138,6 +138,47 @@ def test_a_limit_below_what_a_fresh_worker_uses_is_said_and_replaces_nobody():
     assert drive.send(events.Measured(1, 10 * SOFT)) == []
 
 
+def short(*used):
+    """Memory is short, and the workers from 1 on use so much."""
+    return events.MemoryShort(tuple(enumerate(used, start=1)))
+
+
+def grown(workers):
+    """A pool whose workers used 100 bytes each when they were fresh."""
+    drive = serving(workers)
+    for worker_id in range(1, workers + 1):
+        drive.send(events.Measured(worker_id, 100))
+    return drive
+
+
+def test_when_memory_is_short_the_largest_worker_is_replaced_first_and_then_the_next():
+    drive = grown(3)
+    drive.send(short(300, 500, 400))
+    assert [each.worker_id for each in drive.of(actions.WorkerRecycled)] == [2]
+    assert drive.spawns() == [(4, 1, 1)], "its replacement comes first"
+    assert drive.send(short(300, 500, 400)) == [], "one at a time: a replacement needs memory too"
+    drive.ready(4)
+    assert drive.send(short(300, 500, 400)) == [], "its predecessor has not given back its own yet"
+    drive.died(2)
+    drive.send(short(300, 0, 400))
+    assert [each.worker_id for each in drive.of(actions.WorkerRecycled)] == [3]
+
+
+def test_when_memory_is_short_nobody_is_replaced_whose_replacement_would_be_as_large():
+    drive = grown(2)
+    assert drive.send(short(120, 125)) == []
+    unmeasured = serving(1)
+    assert unmeasured.send(short(10_000)) == []
+
+
+def test_when_memory_is_short_during_a_roll_or_a_stop_nothing_is_added_to_it():
+    drive = grown(2)
+    drive.send(events.Reload(drive.policy))
+    assert drive.send(short(1000, 1000)) == []
+    drive.send(events.Stop(StopLevel.GRACEFUL))
+    assert drive.send(short(1000, 1000)) == []
+
+
 def test_a_booting_worker_is_not_held_against_the_soft_limit():
     drive = Drive(workers=1, max_memory=SOFT)
     drive.spawned(1)

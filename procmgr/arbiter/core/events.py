@@ -116,6 +116,13 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryShort:
+    """The machine, or the service's part of it, is short of memory; (worker id, bytes) of each that was measured."""
+
+    used: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """The worker's process is gone and reaped. Only this, never a closed channel, is a worker's death."""
 
@@ -160,4 +167,4 @@ class Stop:
 
 Fact = Spawned | SpawnFailed | Ready | BootFailed | Suspended | DrainBegun | RecycleDue | Measured | Exited
 Wish = ScaleBy | ScaleTo | Reconfigure | Reload | Stop
-Event = Tick | Beats | Fact | Wish
+Event = Tick | Beats | MemoryShort | Fact | Wish

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from procmgr.arbiter.core.model import State, Worker
 
 _MIB: Final = 1024 * 1024
+_GROWN: Final = 1.25
+"""Times its size when fresh: by less than this a worker has not grown, and a replacement would be as large."""
 
 
 def record(state: State, event: events.Event) -> None:
@@ -28,6 +30,8 @@ def record(state: State, event: events.Event) -> None:
             if worker := state.workers.get(worker_id):
                 worker.beat(at, state.now)
         judge_lateness(state)
+    elif isinstance(event, events.MemoryShort):
+        _relieve(state, event)
     elif isinstance(event, events.Wish):
         _record_wish(state, event)
     elif worker := state.workers.get(event.worker_id):
@@ -101,13 +105,33 @@ def _measured(state: State, worker: Worker, used: int) -> None:
     policy = state.policy
     if policy.max_memory_hard and used > policy.max_memory_hard:
         _kill_now(state, worker, KillReason.MEMORY)
-    elif policy.max_memory and worker.ready:
+    elif worker.ready:
+        limited = bool(policy.max_memory) and used > policy.max_memory
         if worker.fresh_size is None:
             worker.fresh_size = used
-            if used > policy.max_memory:
+            if limited:
                 state.out.append(actions.LimitTooLow(worker.worker_id, used, policy.max_memory))
-        elif worker.fresh_size <= policy.max_memory < used:
+        elif limited and worker.fresh_size <= policy.max_memory:
             state.recycle(worker, f"it uses {used / _MIB:.1f} MiB, max_memory is {policy.max_memory / _MIB:.1f} MiB")
+
+
+def _relieve(state: State, event: events.MemoryShort) -> None:
+    """Have the largest worker replaced, of those whose replacement will be smaller, unless workers come or go already.
+
+    One at a time: a replacement needs memory before its predecessor gives its own back.
+    """
+    if state.stop is not None or state.roll or state.pending or len(state.present()) > state.target:
+        return
+    if not all(worker.ready and not worker.recycling for worker in state.workers.values()):
+        return
+    grown = [
+        (used, worker)
+        for worker_id, used in event.used
+        if (worker := state.workers.get(worker_id)) and worker.fresh_size and used > _GROWN * worker.fresh_size
+    ]
+    if grown:
+        used, worker = max(grown, key=lambda each: each[0])
+        state.recycle(worker, f"memory is short and it uses the most, {used / _MIB:.1f} MiB")
 
 
 def _drain_begun(state: State, worker: Worker) -> None:
