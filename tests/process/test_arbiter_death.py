@@ -37,6 +37,20 @@ def test_workers_close_their_listeners_at_once_while_they_drain(serve):
     assert connection.answer()[0].status == 200
 
 
+def test_connections_in_the_listen_queue_are_answered_after_the_arbiters_death(serve):
+    daemon = serve()
+    daemon.connect().request("GET", "/block")
+    visit = daemon.probe.wait("blocked")
+    queued = [daemon.connect() for _ in range(5)]
+    for connection in queued:
+        connection.request("GET", "/")
+    daemon.signal(signal.SIGKILL)
+    daemon.join()
+    visit.release()
+    assert [connection.answer()[0].status for connection in queued] == [200] * 5
+    assert daemon.left() == []
+
+
 def test_a_worker_that_notices_nothing_is_killed_by_the_guard(serve):
     daemon = serve("-w", "2", "--graceful-timeout", "1")
     daemon.connect().request("GET", "/block")

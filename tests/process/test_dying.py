@@ -51,6 +51,37 @@ def test_a_killed_worker_is_replaced_in_its_slot(serve):
     assert heir.told["worker_id"] not in {"", victim.told["worker_id"]}
 
 
+ENDS = """
+import os, signal
+from support.testapp import app as plain
+
+async def app(scope, receive, send):
+    match scope.get("path"):
+        case "/exit":
+            os._exit(7)
+        case "/fault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+    await plain(scope, receive, send)
+"""
+
+
+@pytest.mark.parametrize(("path", "cause"), [("/exit", "exited with status 7"), ("/fault", "died of SIGSEGV")])
+def test_each_death_is_one_line_with_its_cause_age_and_requests(serve, write_app, tmp_path, path, cause):
+    daemon = serve("--app-dir", str(tmp_path), app=write_app(ENDS))
+    victim = daemon.get()["pid"]
+    daemon.connect().request("GET", path)
+    assert proc.wait_dead([victim], 20) == []
+    daemon.status("1/1 workers ready")
+    lines = [line for line in daemon.log.splitlines() if f"pid {victim}) " in line and " ready in " not in line]
+    assert len(lines) == 1
+    core = "(, core dumped)?"
+    assert re.search(
+        rf"ERROR.* worker 1 \(slot 0, pid {victim}\) {cause}{core} after \d+\.\d s, "
+        rf"[01] requests? served; in flight: GET {path} for \d+\.\d s$",
+        lines[0],
+    )
+
+
 REFUSES = """
 async def app(scope, receive, send):
     await receive()
@@ -108,6 +139,7 @@ def test_a_pool_that_served_never_gives_up(serve, write_app, tmp_path):
     daemon = serve("--app-dir", str(tmp_path), app=app)
     write_app("raise RuntimeError('broken between deploy and reload')\n")
     os.kill(daemon.workers()[0], signal.SIGKILL)
+    daemon.status(r"backing off .* after 2 early deaths")
     daemon.logged("after 3 early deaths in a row")
     write_app("from support.testapp import app\n")
     daemon.status("1/1 workers ready")

@@ -191,6 +191,13 @@ def test_the_pid_file_of_a_live_instance_is_refused(serve, tmp_path):
     assert int(path.read_text()) == daemon.pid
 
 
+def test_a_start_that_cannot_bind_leaves_no_pid_file(serve, tmp_path):
+    path, other = tmp_path / "daemon.pid", serve()
+    refused = run("-p", str(path), "-b", f"127.0.0.1:{other.port}", "support.testapp:app")
+    assert refused.returncode == 71
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_left_over_pid_file_is_replaced_even_when_its_pid_lives(serve, tmp_path):
     path = tmp_path / "daemon.pid"
     path.write_text(f"{os.getpid()}\n")
@@ -308,6 +315,35 @@ def test_a_worker_has_only_the_descriptors_it_needs(serve, tmp_path):
             assert proc.sockets_of(worker) & proc.sockets_of(other) <= listeners, "channels have two ends, not more"
         files = [path for path in proc.files_of(worker) if "pid" in path or "stacks" in path]
         assert len(files) == 1, f"its own stacks, and not the pid file: {files}"
+
+
+SHRINKS = """
+import json, os
+from pathlib import Path
+from support.testapp import app as plain, _answer
+
+async def app(scope, receive, send):
+    if scope.get("path") != "/shrink":
+        return await plain(scope, receive, send)
+    answers = {}
+    for link in Path("/proc/self/fd").iterdir():
+        if link.is_symlink() and "memfd:" in os.readlink(link):
+            try:
+                os.truncate(link, 0)
+                answers[os.readlink(link)] = "shrunk"
+            except OSError as error:
+                answers[os.readlink(link)] = error.strerror
+    await _answer(send, json.dumps(answers).encode())
+"""
+
+
+def test_an_application_cannot_shrink_the_scoreboard_under_the_arbiter(serve, write_app, tmp_path):
+    daemon = serve("--app-dir", str(tmp_path), app=write_app(SHRINKS))
+    answers = daemon.get("/shrink")
+    boards = [answer for name, answer in answers.items() if "scoreboard" in name]
+    assert set(boards) == {"Operation not permitted"}, answers
+    daemon.reload()
+    assert daemon.get()["pid"] in daemon.workers()
 
 
 def test_what_the_starter_left_open_stays_with_the_arbiter(serve, tmp_path):

@@ -7,6 +7,7 @@ about a worker, nothing follows `Exited`, and beats are read before every call t
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
@@ -48,11 +49,11 @@ class Process:
 
 
 class Host:
-    def __init__(self, policy, script=lambda spawn: HEALTHY, seed=1):
+    def __init__(self, policy, script=lambda spawn: HEALTHY, seed=1, now=0.0):
         random = Random(seed)
-        self.pool = WatchedPool(policy, random=random.random)
+        self.pool = WatchedPool(policy, random=random.random, now=now)
         self.script = script
-        self.now = 0.0
+        self.now = now
         self.queue = []
         self.counter = 0
         self.processes = {}
@@ -61,6 +62,7 @@ class Host:
         self.lowest_ready = inf
         self.most_draining = 0
         self.calls = 0
+        self.events = Counter()
         self.send(events.Tick())
 
     # What a test asks.
@@ -98,10 +100,11 @@ class Host:
 
     def send(self, event):
         self.calls += 1
+        self.events[type(event).__name__] += 1
         for action in self.pool.handle(event, self.now):
             self.log.append((self.now, action))
             self.execute(action)
-        view = self.view()
+        view = self.pool.seen
         self.lowest_ready = min(self.lowest_ready, view.ready)
         self.most_draining = max(self.most_draining, view.draining)
 
@@ -112,13 +115,24 @@ class Host:
             self.queue = [(when + seconds, *rest) for when, *rest in self.queue]
         self.send(self.beats())
 
+    def upgrade(self, seconds):
+        """The arbiter becomes another program, which takes up what this one wrote down; what happens then waits."""
+        self.pool.restore()
+        self.now += seconds
+        self.send(self.beats())
+
+    def refuse_forks(self, generation):
+        """The zygote of `generation` is gone: what it was to fork will not be."""
+        for process in [p for p in self.processes.values() if p.generation == generation and not p.alive]:
+            self.dispatch(process, "refused", None)
+
     def fault(self, process, what):
         self.later(0, process, what)
 
     def heal(self, script=lambda spawn: HEALTHY):
         """From now on nothing new goes wrong; what hangs already hangs on."""
         self.script = script
-        harmless = {"exit", "spawned", "refused", "ready"}
+        harmless = {"exit", "spawned", "refused", "ready", "wake"}
         self.queue = [entry for entry in self.queue if entry[3] in harmless and entry[4] is not CRASHED]
         heapq.heapify(self.queue)
         for process in self.processes.values():
@@ -190,12 +204,19 @@ class Host:
                 self.send(events.Exited(worker_id, exit_))
             case "crash":
                 self.dispatch(process, "exit", CRASHED)
+            case "killed":
+                self.dispatch(process, "exit", KILLED)
             case "leave":
                 self.dispatch(process, "exit", OK)
             case "hang":
                 process.hung = True
                 self.queue = [e for e in self.queue if not (e[2] is process and e[3] == "exit" and e[4] is OK)]
                 heapq.heapify(self.queue)
+            case "stall":
+                process.hung = True
+                self.later(2.5, process, "wake")
+            case "wake":
+                process.hung = False
             case "suspend":
                 process.hung = True
                 self.send(events.Suspended(worker_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 from procmgr.arbiter.core import actions, events
@@ -19,6 +20,8 @@ class WatchedPool:
 
     def __init__(self, policy, *, random=lambda: 0.5, now=0.0):
         self.pool = Pool(policy, now=now, random=random)
+        self.random = random
+        self.seen = self.pool.view()
         self.now = now
         self.stable_after = policy.backoff.stable_after
         self.known = {}
@@ -28,6 +31,7 @@ class WatchedPool:
         self.waits = Counter()
         self.asked, self.ended, self.rolled_back = set(), {}, set()
         self.once = Counter()
+        self.counts, self.deaths = Counter(), Counter()
         self.finished = False
         self.last_id = 0
 
@@ -37,12 +41,21 @@ class WatchedPool:
     def deadline(self):
         return self.pool.deadline()
 
+    def restore(self):
+        """Go on with what the pool's snapshot restores."""
+        restored = Pool.restore(json.loads(json.dumps(self.pool.snapshot(), allow_nan=False)), random=self.random)
+        assert (restored.view(), restored.deadline()) == (self.pool.view(), self.pool.deadline()), "law 9"
+        self.pool = restored
+
     def handle(self, event, now):
-        before, wake = self.pool.view(), self.pool.deadline()
+        if isinstance(event, events.Reload | events.Reconfigure):
+            self.stable_after = min(self.stable_after, event.policy.backoff.stable_after)
+        before, wake = self.seen, self.pool.deadline()
         was_known = dict(self.known)
         out = self.pool.handle(event, now)
-        after = self.pool.view()
+        after = self.seen = self.pool.view()
         now = self.now = max(self.now, now)
+        self.counts.update(type(action).__name__ for action in out)
         if self.finished:
             assert out == [], "law 8: after Finish there is nothing more"
             return out
@@ -143,17 +156,17 @@ class WatchedPool:
         for action in out:
             match action:
                 case actions.Pause():
-                    assert action.worker_id not in self.paused, "law 9: paused twice"
+                    assert action.worker_id not in self.paused, "law 10: paused twice"
                     self.paused.add(action.worker_id)
                 case actions.Resume():
-                    assert action.worker_id in self.paused, "law 9: resumed without a pause"
+                    assert action.worker_id in self.paused, "law 10: resumed without a pause"
                     self.paused.remove(action.worker_id)
         if after.stop is not None:
             return
         awaited = after.pending or after.rolling if self.holds() else None
         ready = [w for w in after.workers if w.state is WorkerState.READY]
         wanted = {w.worker_id for w in ready if awaited is not None and w.generation != awaited}
-        assert wanted == self.paused & {w.worker_id for w in ready}, "law 9: who accepts"
+        assert wanted == self.paused & {w.worker_id for w in ready}, "law 10: who accepts"
 
     def holds(self):
         return self.pool._state.policy.handover is Handover.HOLD
@@ -171,6 +184,8 @@ class WatchedPool:
         assert left == set(self.known), "law 8: lost or invented a worker"
         for action in out:
             match action:
+                case actions.WorkerDied():
+                    self.deaths[self.cause(action)] += 1
                 case actions.PoolReady() | actions.GaveUp() | actions.Finish():
                     self.once[type(action)] += 1
                     assert self.once[type(action)] == 1, f"{action} twice"
@@ -188,7 +203,7 @@ class WatchedPool:
         if any(isinstance(a, actions.Finish) for a in out):
             assert not after.workers
             self.finished = True
-        open_ = self.asked - set(self.ended)
+        open_ = self.open_reloads()
         assert open_ == {g for g in (after.rolling, after.pending) if g is not None}, "a reload was forgotten"
         if after.stop is not None:
             assert not open_
@@ -196,3 +211,12 @@ class WatchedPool:
         if after.stop is StopLevel.KILL:
             forked = {w.worker_id for w in after.workers if w.pid is not None}
             assert forked <= self.killed
+
+    def open_reloads(self):
+        """The generations whose reload was accepted and has not ended."""
+        return self.asked - set(self.ended)
+
+    def cause(self, died):
+        if died.killed:
+            return died.killed.name.lower()
+        return "asked to end" if died.expected else "lost"

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from procmgr.arbiter.core import actions, events
+from procmgr.arbiter.core import events
 from procmgr.arbiter.core.actions import ReloadOutcome
 from procmgr.arbiter.core.events import BootFailure, Exit, StopLevel
 from procmgr.arbiter.core.policy import Backoff, Handover, Policy
@@ -150,30 +150,3 @@ def test_a_reload_ends_in_bounded_time_although_workers_go_on_failing(chunk):
     """Done, rolled back, partial or stopped: never for ever, however the workers behave."""
     for seed in range(2000 + chunk * 20, 2020 + chunk * 20):
         reload_ends(seed)
-
-
-def test_a_simulated_day_of_faults_and_wishes_leaves_a_healthy_pool():
-    """86,400 s, a fault or a wish every two minutes on average, the laws checked at every step."""
-    random = Random(20)
-    policy = Policy(workers=4, boot_timeout=20.0, backoff=Backoff(cap=20.0))
-    fates = {"script": faulty(random)}
-
-    def script(spawn):
-        return fates["script"](spawn) if random.random() < 0.3 else Script(boot=2.0, drain=random.choice([0.1, 3.0]))
-
-    host = Host(policy, seed=20)
-    host.run(60)
-    host.script = script
-    while host.now < 86_400:
-        host.run(random.expovariate(1 / 120))
-        if random.random() < 0.5 and host.processes:
-            process = random.choice(list(host.processes.values()))
-            if process.ready:
-                host.fault(process, random.choice(FATES))
-        else:
-            meddle(host, random, policy)
-    assert host.view().stop is None
-    assert len(host.notices(actions.WorkerDied)) > 300
-    assert {ended.outcome for ended in host.pool.ended.values()} >= {ReloadOutcome.DONE, ReloadOutcome.ROLLED_BACK}
-    host.heal()
-    assert host.run_until(lambda: settled(host.view()), 400)

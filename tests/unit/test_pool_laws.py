@@ -133,12 +133,10 @@ class AnyEvents(RuleBasedStateMachine):
 
     @rule(policy=POLICIES)
     def reconfigure(self, policy):
-        self.pool.stable_after = min(self.pool.stable_after, policy.backoff.stable_after)
         self.send(events.Reconfigure(policy))
 
     @rule(policy=POLICIES)
     def reload(self, policy):
-        self.pool.stable_after = min(self.pool.stable_after, policy.backoff.stable_after)
         self.send(events.Reload(policy))
 
     @rule(level=st.sampled_from(StopLevel), rarely=st.integers(0, 9))
@@ -151,9 +149,7 @@ class AnyEvents(RuleBasedStateMachine):
         assert self.pool.view().desired >= 1
 
 
-AnyEvents.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=50, deadline=None, report_multiple_bugs=False
-)
+AnyEvents.TestCase.settings = settings(stateful_step_count=50, report_multiple_bugs=False)
 
 
 class TestAnyEvents(AnyEvents.TestCase):
