@@ -1,4 +1,4 @@
-# make demo | test | lint | coverage | bench | faults
+# make demo | test | lint | coverage | bench | faults | month | mutants
 #
 # Each target installs what it needs into a virtual environment of its own and
 # nowhere else: .venv for the default python3, .venv-X.Y for another PYTHON.
@@ -9,6 +9,8 @@ PORT ?= 8000
 TESTS ?=
 BENCH ?=
 FAULTS ?=
+MONTH ?= --days 30 --seed 1
+MUTANTS ?= --jobs 2
 
 ifeq ($(PYTHON),python3)
 VENV := .venv
@@ -26,7 +28,7 @@ endef
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test lint coverage bench faults
+.PHONY: help demo test lint coverage bench faults month mutants
 
 help:
 	@echo 'make demo    serve the example with 2 workers on 127.0.0.1:$(PORT)   (PORT=8001 for another port)'
@@ -35,6 +37,8 @@ help:
 	@echo 'make coverage  run all tests, slowly, and show which lines and branches they reach'
 	@echo 'make bench   measure against uvicorn, gunicorn and granian      (BENCH="--help" for options)'
 	@echo 'make faults  reload, kill, hang and break them under load      (FAULTS="--help" for options)'
+	@echo 'make month   30 simulated days of trouble for the pool         (MONTH="--days 3 --seed 7" for others)'
+	@echo 'make mutants break the pool in every way, see the tests notice (MUTANTS="--sample 100 --seed 7" for some)'
 	@echo 'PYTHON=python3.13 chooses the interpreter.'
 
 demo: $(VENV)/.run
@@ -66,6 +70,12 @@ bench:
 faults:
 	$(check_python)
 	PYTHONPATH=tests exec $(PYTHON) -m bench.faults $(FAULTS)
+
+month: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m sim.month $(MONTH)
+
+mutants: $(VENV)/.dev
+	nice -n 19 $(BIN)/python tests/mutants.py $(MUTANTS)
 
 # --group needs pip 25.1, newer than the one that comes with most interpreters.
 $(VENV)/.run: pyproject.toml
