@@ -129,14 +129,14 @@ class Worker:
 
     def hung_at(self, beat_timeout: float) -> float:
         """Return when its newest beat is too old; `inf` while the beat does not count."""
-        if self.ready_at is None or self.doomed or self.killed or not beat_timeout:
+        if self.doomed or self.killed or not beat_timeout:
             return inf
-        return self.beat_at + beat_timeout
+        return self.beat_at + beat_timeout  # which is `inf` before it is ready
 
     def late_at(self, policy: Policy) -> float:
         """Return when its beat is overdue by so much that it is to be said; `inf` if it was, or will be found hung."""
         hung_at = self.hung_at(policy.beat_timeout)
-        if not policy.slow_loop or self.late or self.ready_at is None or self.doomed or self.killed:
+        if not policy.slow_loop or self.late or self.doomed or self.killed:
             return inf
         late_at = max(self.beat_at + policy.beat_interval + policy.slow_loop, self.excused_until)
         return late_at if late_at < hung_at else inf
@@ -155,7 +155,7 @@ class Worker:
         """End a worker that does not serve yet; one whose fork is not reported yet is told once it is."""
         if self.present:
             self.enter(Phase.LEAVING, now)
-        if self.pid is None or self.terminated or self.kill_at <= now:
+        if self.pid is None or self.terminated:
             return None
         self.terminated = True
         self.kill_by(now + kill_grace, KillReason.TERM_IGNORED)

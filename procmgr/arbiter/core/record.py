@@ -64,8 +64,7 @@ def _record_fact(state: State, worker: Worker, fact: events.Fact) -> None:
 
 def _spawned(state: State, worker: Worker, pid: int) -> None:
     worker.fork(pid, state.now)
-    cancelled = not (worker.present or worker.doomed or worker.drain)
-    if cancelled and worker.ready_at is None:  # while its fork was under way
+    if not (worker.present or worker.doomed or worker.drain):  # cancelled while its fork was under way
         state.cancel(worker)
 
 
@@ -187,7 +186,7 @@ def _stop(state: State, level: events.StopLevel) -> None:
 
 
 def _scale(state: State, change: Callable[[int], int]) -> None:
-    """Scale now, and what an uncommitted roll leads to likewise."""
-    if state.roll and not state.roll.committed:
+    """Scale now, and what a roll leads to likewise."""
+    if state.roll:
         state.roll.workers = bounded(change(state.roll.workers))
     state.aim(bounded(change(state.target)))

@@ -29,7 +29,7 @@ def accept(state: State, policy: Policy) -> None:
 def reconfigure(state: State, policy: Policy) -> None:
     """Adopt `policy` at once; it is newer than what a reload under way brings, or one that waits."""
     roll = state.roll
-    if roll and not roll.committed:
+    if roll:
         roll.workers = retarget(roll.workers, roll.policy, policy)
         roll.policy = policy
     if roll and roll.fallback:
