@@ -171,6 +171,10 @@ def test_a_worker_on_its_way_out_is_not_recycled():
     assert drive.send(events.RecycleDue(1, "requests"))[0] == actions.WorkerRecycled(1, 0, "requests")
 
 
+def test_a_core_file_is_there_only_if_it_is_said():
+    assert Exit(signal=6) == Exit(code=None, signal=6, core=False)
+
+
 def test_a_second_ready_is_nothing():
     drive = serving(1)
     assert drive.send(events.Ready(1)) == []
@@ -202,6 +206,15 @@ def test_a_fork_cancelled_before_it_was_reported_is_on_its_way_out_since_then():
     drive.now += 1
     assert drive.spawned(2) == [actions.Terminate(2)]
     assert view_of(drive, 2).since == began
+
+
+def test_nothing_is_sent_to_a_worker_that_was_killed():
+    drive = serving(2, graceful_timeout=5.0, kill_grace=2.0, beat_timeout=0.0)
+    drive.send(events.ScaleTo(1))
+    drive.wait(7)
+    assert drive.of(actions.Kill) == [actions.Kill(2, KillReason.DRAIN_TIMEOUT)]
+    drive.send(events.Stop(StopLevel.QUICK))
+    assert [drain.worker_id for drain in drive.of(actions.Drain)] == [1]
 
 
 # Memory
@@ -327,6 +340,15 @@ def test_a_pool_that_was_never_ready_gives_up_rather_than_call_a_reload_partial(
     drive.died(2, Exit(code=3))
     assert [ended.outcome for ended in drive.of(ReloadEnded)] == [ReloadOutcome.STOPPED]
     assert drive.view.gave_up
+
+
+def test_a_new_worker_that_dies_before_the_commit_rolls_back_however_long_it_had_served():
+    drive = serving(2, surge=2)
+    drive.reload()
+    drive.ready(3)
+    drive.wait(30)
+    drive.died(3, KILLED)
+    assert [ended.outcome for ended in drive.of(ReloadEnded)] == [ReloadOutcome.ROLLED_BACK]
 
 
 def test_reconfiguring_reaches_a_roll_that_is_not_committed():
@@ -483,7 +505,9 @@ def test_of_equals_the_highest_slot_and_the_newest_goes_first():
 def test_outdated_ones_retire_no_further_than_there_is_room_to_drain():
     members = [worker(each, slot=each) for each in range(4)]
     members += [worker(each, slot=each - 4, generation=2) for each in range(4, 8)]
-    retire = [len(plan(cohort(members, wanted=4, extra=1, outdated=members[:4]), room=room).retire) for room in (0, 3, 9)]
+    retire = [
+        len(plan(cohort(members, wanted=4, extra=1, outdated=members[:4]), room=room).retire) for room in (0, 3, 9)
+    ]
     assert retire == [3, 3, 4]
 
 

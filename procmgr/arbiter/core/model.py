@@ -113,8 +113,8 @@ class Worker:
         self.enter(Phase.READY, now)
 
     def beat(self, at: float, now: float) -> None:
-        """Record a beat. Cells are untrusted: a time from the future, or no number at all, is no beat."""
-        if self.ready_at is not None and self.beat_at < at <= now + BEAT_TOLERANCE:
+        """Record a beat of one that was ready. Cells are untrusted: what is no number, or of the future, is no beat."""
+        if self.beat_at < at <= now + BEAT_TOLERANCE:
             self.beat_at = min(at, now)
             self.late = False
 

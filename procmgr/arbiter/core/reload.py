@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def accept(state: State, policy: Policy) -> None:
     """Give a reload its generation; it takes the place of one that waits."""
     if state.pending:
-        _end_pending(state, ReloadOutcome.SUPERSEDED)
+        _end_pending(state, state.pending, ReloadOutcome.SUPERSEDED)
     state.newest += 1
     state.pending = Request(generation=state.newest, policy=policy)
 
@@ -138,7 +138,7 @@ def end_all(state: State) -> None:
     if state.roll:
         _end_roll(state, state.roll, ReloadOutcome.STOPPED)
     if state.pending:
-        _end_pending(state, ReloadOutcome.STOPPED)
+        _end_pending(state, state.pending, ReloadOutcome.STOPPED)
 
 
 def _end_roll(state: State, roll: Roll, outcome: ReloadOutcome, failure: BootFailure | None = None) -> None:
@@ -148,10 +148,9 @@ def _end_roll(state: State, roll: Roll, outcome: ReloadOutcome, failure: BootFai
     _report(state, ReloadEnded(roll.generation, outcome, replaced, state.target, failure, kept))
 
 
-def _end_pending(state: State, outcome: ReloadOutcome) -> None:
-    if state.pending:
-        _report(state, ReloadEnded(state.pending.generation, outcome, 0, state.target, None))
+def _end_pending(state: State, request: Request, outcome: ReloadOutcome) -> None:
     state.pending = None
+    _report(state, ReloadEnded(request.generation, outcome, 0, state.target, None))
 
 
 def _report(state: State, ended: ReloadEnded) -> None:
