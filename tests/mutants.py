@@ -33,7 +33,12 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "procmgr" / "arbiter" / "core"
 PACKAGE = "procmgr.arbiter.core"
 UNIT = [str(path) for path in sorted((ROOT / "tests" / "unit").glob("test_pool_*.py")) if "laws" not in path.name]
-TESTS = [*UNIT, str(ROOT / "tests/sim/test_pool_converges.py"), str(ROOT / "tests/unit/test_pool_laws.py")]
+TESTS = [
+    *UNIT,
+    str(ROOT / "tests/unit/test_horizon.py"),
+    str(ROOT / "tests/sim/test_pool_converges.py"),
+    str(ROOT / "tests/unit/test_pool_laws.py"),
+]
 OPTIONS = [
     "-x",
     "-q",
