@@ -190,6 +190,27 @@ def test_a_dynamic_user_runs_it(box, started):
     assert box.get(port)
 
 
+def test_an_upgrade_in_place_stays_the_same_service_and_keeps_the_store(box, started):
+    unit, port = started("upgrades")
+    main, worker = box.main_pid(unit), box.get(port)["pid"]
+    box.control("upgrades", "upgrade")
+    assert proc.eventually(lambda: "upgraded to" in box.show(unit)["StatusText"])
+    assert (box.main_pid(unit), box.get(port)["pid"]) == (main, worker)
+    box.run("systemctl", "reload", unit)
+    shown = box.show(unit)
+    assert (shown["NRestarts"], shown["NFileDescriptorStore"]) == ("0", "1")
+    box.run("systemctl", "restart", unit)
+    assert box.get(port)
+
+
+def test_workers_read_a_credential_that_their_user_may_not_read(box, started):
+    drop_in = "[Service]\nLoadCredential=token:/etc/token\nEnvironment=SECRET_FILE=%d/token\n"
+    box.write("/etc/token", "squeamish ossifrage", 0o600)
+    unit, port = started("secrets", drop_in=drop_in)
+    box.run("systemctl", "reload", unit)
+    assert box.get(port, "/secret")["secret"] == "squeamish ossifrage"
+
+
 def test_a_unit_that_print_unit_wrote_starts_this_application(box):
     port = box.free_port()
     box.deploy("printed", "a $HOME of 100%")

@@ -57,6 +57,9 @@ async def app(scope, receive, send):
     await asyncio.sleep(float(scope["path"].removeprefix("/sleep/")) if "/sleep/" in scope["path"] else 0)
     if scope["method"] == "GET":
         told = {{"pid": os.getpid(), "uid": os.getuid(), "release": release, "environ": dict(os.environ)}}
+        if scope["path"] == "/secret":
+            with open(os.environ["SECRET_FILE"]) as file:
+                told["secret"] = file.read()
         body = json.dumps(told).encode()
     headers = [(b"content-length", str(len(body)).encode())]
     await send({{"type": "http.response.start", "status": 200, "headers": headers}})

@@ -67,6 +67,7 @@ cd "$root"
 pivot_root . outside
 umount -l /outside
 cd /
+mount --make-rshared / # among the namespaces of the box, as systemd expects of a container's manager: credentials need it
 
 # Only what the tests need: nothing may touch what is not the box's own.
 rm -rf /etc/systemd/system/* /lib/systemd/system-generators/*
