@@ -31,14 +31,14 @@ endef
 .PHONY: help demo test lint coverage bench faults month mutants
 
 help:
-	@echo 'make demo    serve the example with 2 workers on 127.0.0.1:$(PORT)   (PORT=8001 for another port)'
-	@echo 'make test    run all tests                                      (TESTS=tests/unit for some)'
-	@echo 'make lint    ruff, mypy --strict, import-linter'
+	@echo 'make demo      serve the example with 2 workers on 127.0.0.1:$(PORT)   (PORT=8001 for another port)'
+	@echo 'make test      run all tests                                      (TESTS=tests/unit for some)'
+	@echo 'make lint      ruff, mypy --strict, import-linter'
 	@echo 'make coverage  run all tests, slowly, and show which lines and branches they reach'
-	@echo 'make bench   measure against uvicorn, gunicorn and granian      (BENCH="--help" for options)'
-	@echo 'make faults  reload, kill, hang and break them under load      (FAULTS="--help" for options)'
-	@echo 'make month   30 simulated days of trouble for the pool         (MONTH="--days 3 --seed 7" for others)'
-	@echo 'make mutants break the pool in every way, see the tests notice (MUTANTS="--sample 100 --seed 7" for some)'
+	@echo 'make bench     measure against uvicorn, gunicorn and granian      (BENCH="--help" for options)'
+	@echo 'make faults    reload, kill, hang and break them under load      (FAULTS="--help" for options)'
+	@echo 'make month     30 simulated days of trouble for the pool         (MONTH="--days 3 --seed 7" for others)'
+	@echo 'make mutants   break the pool in every way, see the tests notice (MUTANTS="--sample 100 --seed 7" for some)'
 	@echo 'PYTHON=python3.13 chooses the interpreter.'
 
 demo: $(VENV)/.run
