@@ -108,6 +108,7 @@ class History:
         self.upgrades = estate.upgrades if estate else 0
         """How many upgrades were begun."""
         self.last_upgrade: LastUpgrade | None = None
+        self._last_fault = ""
 
     def hand_over(self) -> HistoryEstate:
         """Return what a successor needs."""
@@ -126,6 +127,8 @@ class History:
             case actions.WorkerDied():
                 reason = self._reason(notice)
                 self._recycled.pop(notice.worker_id, None)
+                if not notice.was_ready:
+                    self._last_fault = self.fault(notice).summary
                 self._complete(notice)
                 if not self._was_only_a_trial(notice):
                     self.departures[notice.slot] = Departure(worker_id=notice.worker_id, reason=reason, at=self._now())
@@ -148,8 +151,10 @@ class History:
         )
 
     def trouble(self) -> str:
-        """Return the end of the status that says why the last reload failed, until another one is under way."""
+        """Return the end of the status that says why nothing starts, or why the last reload failed."""
         last, view = self.last_reload, self._view()
+        if view.gave_up and self._last_fault:
+            return f": {self._last_fault}"
         if last is None or not last.why or view.rolling is not None or view.stop is not None:
             return ""
         return f"; reload {'refused' if last.outcome is None else 'failed'}: {last.why}"

@@ -54,9 +54,9 @@ class Store:
 
     def keep(self, listener: Listener) -> None:
         """Have `listener` kept if procmgr bound it; what is kept already is not kept twice."""
-        if self._notifier.stores and listener.origin is Origin.BOUND:
+        bound = listener.origin is Origin.BOUND
+        if self._notifier.stores and bound and self._notifier.store(listener.sock.fileno(), _name(listener)):
             self._kept.add(_name(listener))
-            self._notifier.store(listener.sock.fileno(), _name(listener))
 
     def keeps(self, listener: Listener) -> bool:
         """Tell whether `listener` stays open when the arbiter ends."""

@@ -96,6 +96,13 @@ def test_a_mistake_in_the_configuration_is_told(launch):
     assert "ERRNO" not in daemon.notify.messages[-1].fields, "the operating system has nothing to do with it"
 
 
+def test_the_reason_of_giving_up_is_told(launch, write_app, tmp_path):
+    app = write_app("raise LookupError('no such table')\n")
+    daemon = launch("--boot-attempts", "1", "--app-dir", str(tmp_path), app=app)
+    daemon.status("giving up after 1 failed boot: .*no such table")
+    assert daemon.join() == 3
+
+
 def test_the_reason_of_a_failed_reload_stays_in_the_status(serve, write_app, tmp_path):
     app = write_app("from support.testapp import app\n")
     daemon = serve("--app-dir", str(tmp_path), app=app)
