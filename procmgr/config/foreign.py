@@ -20,14 +20,12 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(
             (
                 *("--http2", "--http-protocols"),
-                *("--ws", "--ws-max-size", "--ws-max-queue", "--ws-ping-interval", "--ws-ping-timeout"),
-                "--ws-per-message-deflate",
                 *("--ssl-keyfile", "--ssl-certfile", "--ssl-keyfile-password", "--ssl-version", "--ssl-cert-reqs"),
                 *("--ssl-ca-certs", "--ssl-ciphers", "--keyfile", "--certfile", "--ca-certs", "--cert-reqs"),
                 *("--ciphers", "--do-handshake-on-connect", "--suppress-ragged-eofs"),
                 *("--proxy-protocol", "--proxy-allow-from", "--limit-request-field_size"),
                 *("--statsd-host", "--statsd-prefix", "--dogstatsd-tags"),
-                *("--websocket-max-message-size", "--forwarder-headers", "--header-map", "--control-socket"),
+                *("--forwarder-headers", "--header-map", "--control-socket"),
                 *("--control-socket-mode", "--no-control-socket", "--asgi-disconnect-grace-period"),
                 *("--http2-cleartext", "--http2-initial-window-size", "--http2-max-concurrent-streams"),
                 *("--http2-max-frame-size", "--http2-max-header-list-size"),
@@ -53,6 +51,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         ),
         "--asgi-loop": "is not an option of procmgr: use --loop",
         "--asgi-lifespan": "is not an option of procmgr: use --lifespan",
+        "--websocket-max-message-size": "is not an option of procmgr: use --ws-max-size",
         "--http-parser": "is not an option of procmgr: use --http",
         "--paste-global": "is not an option of procmgr: name the application as module:attribute",
         "--pythonpath": "is not an option of procmgr: use --app-dir",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -77,6 +78,7 @@ def resolve(invocation: Invocation) -> Resolved:
     settings = build({name: each.value for name, each in given.items()})
     _check_rows(settings, given)
     _check_logs(given)
+    _check_installed(given)
     return Resolved(
         settings=settings,
         origins=MappingProxyType({name: given[name].origin if name in given else DEFAULT for name in TABLE}),
@@ -171,6 +173,12 @@ def _check_logs(given: Mapping[str, Given]) -> None:
     for name in ("log_file", "access_log_file"):
         if name in given and given[name].value is not None and "log_config" in given:
             raise given[name].origin.refuse(_exclusive((name, given[name]), ("log_config", given["log_config"])))
+
+
+def _check_installed(given: Mapping[str, Given]) -> None:
+    """Refuse a library that is an extra and not there: no worker could start."""
+    if "ws" in given and given["ws"].value == "wsproto" and importlib.util.find_spec("wsproto") is None:
+        raise given["ws"].origin.refuse(f"ws: wsproto from {given['ws'].origin}: install procmgr[wsproto]")
 
 
 def _pointless(settings: Settings) -> list[str]:

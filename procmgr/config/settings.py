@@ -41,6 +41,7 @@ from procmgr.config.types import (
     text,
     variable,
 )
+from procmgr.config.websocket import WebSocketSettings
 from procmgr.sockets import TCP, Address, Inherited, Unix, parse_address
 
 if TYPE_CHECKING:
@@ -403,6 +404,7 @@ class Settings:
     http: HTTPSettings = HTTPSettings()
     limits: LimitSettings = LimitSettings()  # noqa: RUF009 - frozen, as its siblings are
     proxy: ProxySettings = ProxySettings()  # noqa: RUF009 - frozen, as its siblings are
+    websocket: WebSocketSettings = WebSocketSettings()  # noqa: RUF009 - frozen, as its siblings are
     health: HealthSettings = HealthSettings()  # noqa: RUF009 - frozen, as its siblings are
     logs: LogSettings = LogSettings()  # noqa: RUF009 - frozen, as its siblings are
     process: ProcessSettings = ProcessSettings()

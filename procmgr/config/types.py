@@ -9,7 +9,7 @@ Inside a kind, a bare `ValueError` means "not what is wanted".
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from procmgr.config.kind import BadValue, Kind, Schema, Shape, quoted, string
@@ -171,6 +171,11 @@ def switch() -> Kind[bool]:
         example="true",
         shape=Shape.SWITCH,
     )
+
+
+def truth() -> Kind[bool]:
+    """Return the kind that is true or false, and said so on the command line too."""
+    return replace(switch(), metavar="BOOLEAN", shape=Shape.ONE)
 
 
 def count(low: int, high: int, *, metavar: str = "N", auto: Callable[[], int] | None = None) -> Kind[int]:

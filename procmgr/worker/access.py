@@ -39,6 +39,19 @@ class AccessLog(Protocol):
     def record(self, prefix: bytes, request: Request, root_path: str, status: int) -> None:
         """Log one response."""
 
+    def websocket(
+        self,
+        prefix: bytes,
+        request: Request,
+        root_path: str,
+        *,
+        code: int,
+        seconds: float,
+        received: int,
+        sent: int,
+    ) -> None:
+        """Log one WebSocket at its end: its close code, how long it was open, and messages in and out."""
+
     def flush(self) -> None:
         """Write what waits, as far as the reader takes it."""
 
@@ -64,7 +77,7 @@ def access_wanted() -> bool:
 class LineAccessLog:
     """Renders lines without `logging`."""
 
-    __slots__ = ("_end", "_lead", "_lines", "_loop", "_open", "_statuses", "_writer")
+    __slots__ = ("_end", "_end_of_request", "_lead", "_lines", "_loop", "_open", "_statuses", "_writer")
 
     def __init__(self, *, writer: LineWriter, loop: asyncio.AbstractEventLoop, colors: bool) -> None:
         self._writer = writer
@@ -72,7 +85,7 @@ class LineAccessLog:
         self._lines: list[bytes] = []
         self._lead = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
         self._open = f'"{_BOLD}' if colors else '"'
-        end = _RESET if colors else ""
+        self._end_of_request = end = _RESET if colors else ""
         self._end = {version: f' HTTP/{version}{end}" '.encode() for version in ("1.0", "1.1")}
         self._statuses = {status: _status(status, colors=colors) for status in range(100, 600)}
 
@@ -90,6 +103,24 @@ class LineAccessLog:
         if not lines:
             self._loop.call_soon(self.flush)
         lines.append(b"".join((prefix, request.method, b" ", target, end, self._statuses[status])))
+
+    def websocket(
+        self,
+        prefix: bytes,
+        request: Request,
+        root_path: str,
+        *,
+        code: int,
+        seconds: float,
+        received: int,
+        sent: int,
+    ) -> None:
+        """Collect the line of a WebSocket."""
+        if not self._lines:
+            self._loop.call_soon(self.flush)
+        summary = _summary(code, seconds, received, sent)
+        line = f'WebSocket {quoted_target(request, root_path)}{self._end_of_request}" {summary}\n'
+        self._lines.append(prefix + line.encode())
 
     def flush(self) -> None:
         """Write the collected lines, and what earlier ones left."""
@@ -123,6 +154,27 @@ class RecordAccessLog:
             status,
         )
 
+    def websocket(
+        self,
+        prefix: bytes,
+        request: Request,
+        root_path: str,
+        *,
+        code: int,
+        seconds: float,
+        received: int,
+        sent: int,
+    ) -> None:
+        """Log one record, whose arguments are those of a response with status 101."""
+        self._logger.info(
+            f'%s - "%s %s HTTP/%s" %d {_summary(code, seconds, received, sent)}',  # noqa: G004 - uvicorn's formatter takes five arguments
+            prefix.decode().strip(),
+            "WebSocket",
+            quoted_target(request, root_path),
+            request.version.decode(),
+            101,
+        )
+
     def flush(self) -> None:
         """Do nothing: records are written by their handlers."""
 
@@ -138,6 +190,10 @@ def quoted_target(request: Request, root_path: str) -> str:
     if request.query:
         text = f"{text}?{request.query.decode()}"
     return text if len(text) <= _MAX_TARGET else f"{text[: _MAX_TARGET - 3]}..."
+
+
+def _summary(code: int, seconds: float, received: int, sent: int) -> str:
+    return f"closed {code} after {seconds:.3f}s, {received} in, {sent} out"
 
 
 def _status(status: int, *, colors: bool) -> bytes:

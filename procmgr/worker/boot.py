@@ -32,6 +32,7 @@ from procmgr.worker import hooks
 from procmgr.worker.app import load
 from procmgr.worker.debugging import watch_for_debugger
 from procmgr.worker.freshness import changed_since
+from procmgr.worker.protocols.upgrade import upgrade_for
 from procmgr.worker.server import Server
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def preimport(settings: Settings) -> None:
     importlib.invalidate_caches()  # imports a module itself, which a worker without rights may be unable to
     for module in ("http1", "httptools_codec", "h11_codec"):
         importlib.import_module(f"procmgr.worker.protocols.{module}")
+    upgrade_for(settings.websocket)
     if settings.app.loop != "asyncio":
         import uvloop  # noqa: F401, PLC0415 - only where it will be used
 

@@ -7,10 +7,12 @@ hence no order of asking needs a special case. The steps:
 1. Accept no more. For a stop, first what is queued: nobody else will, and closing the last descriptor of a listener
    resets its queue.
 2. Let connections finish: how is `protocols.context`'s to know, by mode.
-3. At the deadline cancel the requests that still run, then cut what is still connected.
+3. At the deadline a retirement becomes quick, which closes WebSockets. Then cancel the requests that still run, then
+   cut what is still connected.
 4. lifespan.shutdown, always; it has the rest of the time, and never less than `SHUTDOWN` seconds.
 
-`CANCELLED` + `CUT` + `SHUTDOWN` must stay below the arbiter's kill grace, which counts from the same deadline.
+`PARTED` + `CANCELLED` + `CUT` + `SHUTDOWN` must stay below the arbiter's kill grace, which counts from the same
+deadline.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from procmgr.worker.acceptor import Acceptor
     from procmgr.worker.lifespan import Lifespan
     from procmgr.worker.protocols.context import Context
+
+PARTED: Final = 0.25
+"""Seconds in which an application may end by itself whose WebSocket is closed at a retirement's deadline."""
 
 CANCELLED: Final = 0.5
 """Seconds in which a cancelled request may still clean up."""
@@ -109,6 +114,11 @@ class Drain:
         context = self._context
         if await self._bounded(asyncio.shield(context.drained())):
             return
+        if self._mode is DrainMode.RETIRE:
+            self._mode = DrainMode.QUICK
+            context.begin_drain(DrainMode.QUICK)
+            if await self._bounded(asyncio.shield(context.drained()), at_least=PARTED):
+                return
         if context.tasks:
             self._log.warning("cancelling %d requests that still run at the drain's deadline", len(context.tasks))
         context.abort_requests()

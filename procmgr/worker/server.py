@@ -21,6 +21,7 @@ from procmgr.worker.forwarded import Forwarding
 from procmgr.worker.lifespan import Lifespan
 from procmgr.worker.protocols.base import http_factory
 from procmgr.worker.protocols.context import Context, DrainMode, Limits
+from procmgr.worker.protocols.upgrade import upgrade_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -157,6 +158,7 @@ class Server:
             max_requests=limit,
             on_request_limit=lambda: self._on_request_limit(limit),
             reset_contextvars=self._settings.app.reset_contextvars,
+            upgrade=upgrade_for(self._settings.websocket),
         )
 
     def _request_limit(self) -> int:

@@ -234,6 +234,17 @@ class Connection(asyncio.Protocol):
             self.reading = True
             self.transport.resume_reading()
 
+    def hand_over(self, successor: Connection) -> None:
+        """Let another protocol have the transport and this connection's place."""
+        self.flush()
+        for name in ("transport", "client", "server", "trusted", "eof", "reading", "write_paused"):
+            setattr(successor, name, getattr(self, name))
+        self.bucket.discard(self)
+        self._shut(Phase.GONE)
+        self.context.connections.discard(self)
+        self.context.connections.add(successor)
+        self.transport.set_protocol(successor)
+
     def is_open(self) -> bool:
         """Tell whether neither side has closed."""
         return self.phase is Phase.OPEN

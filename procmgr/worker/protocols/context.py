@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     import logging
 
     from procmgr.worker.access import AccessLog
+    from procmgr.worker.cycle import Cycle
     from procmgr.worker.protocols.framing import Request
+    from procmgr.worker.protocols.http1 import Http1Connection
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -150,6 +152,7 @@ class Context:
         "state",
         "tasks",
         "unflushed",
+        "upgrade",
     )
 
     def __init__(
@@ -173,8 +176,12 @@ class Context:
         max_requests: int = 0,
         on_request_limit: Callable[[], None] | None = None,
         reset_contextvars: bool = False,
+        upgrade: Callable[[Http1Connection, Request], Cycle | None] | None = None,
     ) -> None:
-        """Take what the server resolved; `state` is None where no lifespan is used, `max_requests` 0 is no limit."""
+        """Take what the server resolved; `state` is None where no lifespan is used, `max_requests` 0 is no limit.
+
+        `upgrade` returns the cycle of a request that changes the protocol, None for another.
+        """
         self.app = app
         self.loop = loop
         # Named, since to make a name up costs a tenth of making a task.
@@ -192,6 +199,7 @@ class Context:
         self.keep_alive = keep_alive
         self.max_requests = max_requests
         self.reset_contextvars = reset_contextvars
+        self.upgrade = upgrade
         self._on_request_limit = on_request_limit
         self._server, self._date = server_header, date_header
         self._custom = [(bytes(name), bytes(value)) for name, value in headers]

@@ -67,12 +67,13 @@ _EXCERPT: Final = 120
 
 
 class Refused(Exception):  # noqa: N818 - a decision about the peer's request, not a fault of ours
-    """A request that is not served, with the status that answers it."""
+    """A request that is not served, with the status that answers it and the header lines that go with it."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, lines: bytes = b"") -> None:
         super().__init__(status, reason)
         self.status = status
         self.reason = reason
+        self.lines = lines
 
 
 class Request:

@@ -33,10 +33,6 @@ class HeadReader:
         self._known_fields = b""
         self._known: Request
 
-    def read(self, head: bytes) -> Request:
-        """Return the request in a whole head. Raises `Refused`."""
-        return self.repeated(head) or self._parse(head)
-
     def repeated(self, head: bytes) -> Request | None:
         """Return the request in a head that differs from the last one in its line at most, else None."""
         fields = self._known_fields
@@ -55,7 +51,7 @@ class HeadReader:
         request.chunked = request.expect = False
         return request
 
-    def _parse(self, head: bytes) -> Request:
+    def parse(self, head: bytes) -> Request:
         """Return the request in a head. Raises `Refused`."""
         limits, hosts = self._limits, self._hosts
         request = read_line(head, limits.request_line)

@@ -153,6 +153,12 @@ class Http1Connection(Connection):
         """Whether a response is owed."""
         return self.cycle is not None and self.cycle.state != COMPLETE
 
+    def release(self) -> bytes:
+        """Return what arrived behind the request with which another protocol takes over."""
+        rest, self.cycle = bytes(self._pending), None
+        self._pending.clear()
+        return rest
+
     # -- requests ------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
@@ -212,10 +218,15 @@ class Http1Connection(Connection):
 
     def _open(self, head: bytes) -> Cycle | None:
         """Parse a head; return its cycle, or None if it was refused."""
+        cycle: Cycle | None = None
         try:
-            request = self._heads.read(head)
-            if request.content_length and request.content_length > self.context.limits.body_size > 0:
-                raise Refused(413, "body too large")
+            request = self._heads.repeated(head)
+            if request is None:
+                request = self._heads.parse(head)
+                if request.content_length and request.content_length > self.context.limits.body_size > 0:
+                    raise Refused(413, "body too large")
+                if not request.plain and self.context.upgrade is not None:
+                    cycle = self.context.upgrade(self, request)
         except Refused as refusal:
             self._refuse(refusal, head, head_only=head.startswith(b"HEAD "))
             return None
@@ -224,7 +235,7 @@ class Http1Connection(Connection):
             self._body_left = request.content_length or 0
             self._body_total, self._body_pace = 0, None
             self._codec.begin_body(request)
-        self.cycle = cycle = Cycle(self, request)
+        self.cycle = cycle = cycle or Cycle(self, request)
         cycle.body_ended = not body_open
         return cycle
 
@@ -419,7 +430,7 @@ class Http1Connection(Connection):
         context.error_log.log(level, "%s: %d, %s: '%s'", peer, refusal.status, refusal.reason, excerpt(head))
         if cycle is None or cycle.state < SENT:
             context.row[STATUS_1XX - 1 + refusal.status // 100] += 1
-            self._answer(refusal.status, refusal.reason, head_only=head_only)
+            self._answer(refusal.status, refusal.reason, refusal.lines, head_only=head_only)
         if cycle is not None:
             cycle.client_lost()
             self.cycle = None

@@ -1,4 +1,4 @@
-"""The ASGI HTTP connection scope (ASGI HTTP specification, "Connection Scope")."""
+"""The ASGI connection scopes (ASGI HTTP & WebSocket specification, "Connection Scope")."""
 
 from __future__ import annotations
 
@@ -46,4 +46,15 @@ def http_scope(context: Context, request: Request, client: Address | None, serve
         scope["http_version"] = "1.0"
     if context.state is not None:
         scope["state"] = context.state.copy()
+    return scope
+
+
+def websocket_scope(scope: Scope, subprotocols: tuple[str, ...]) -> Scope:
+    """Return the scope of a WebSocket, made of that of the request which opens it."""
+    del scope["method"]
+    extensions = {name: value for name, value in scope["extensions"].items() if not name.startswith("http.")}
+    scope["type"] = "websocket"
+    scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
+    scope["subprotocols"] = [*subprotocols]
+    scope["extensions"] = {**extensions, "websocket.http.response": {}}
     return scope

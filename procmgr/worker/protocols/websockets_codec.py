@@ -1,0 +1,138 @@
+"""WebSocket frames through the sans-I/O layer of `websockets`.
+
+Theory of operation. The protocol object starts in state OPEN: one that has seen the handshake would go on reading its
+request. It hands over every frame of what it was fed at once, and answers those behind a bad one too. So text is
+decoded where the library calls extensions, inside its parser, which stops there and closes with 1007.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from websockets.extensions import Extension
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN, SERVER
+from websockets.protocol import Protocol as WebSocket
+
+from procmgr.worker.protocols.frames import INTERNAL_ERROR, Closed, Event, Pong, cut_reason
+from procmgr.worker.protocols.handshake import SILENT
+
+if TYPE_CHECKING:
+    from procmgr.worker.protocols.handshake import Handshake
+
+_new_decoder: Final = codecs.getincrementaldecoder("utf-8")
+
+
+class WebsocketsCodec:
+    """One connection's frames."""
+
+    __slots__ = ("_is_text", "_parts", "_protocol", "_texts", "replies")
+
+    def __init__(self, handshake: Handshake, max_size: int) -> None:
+        self.replies: list[bytes] = []
+        self._texts: deque[str] = deque()
+        self._parts: bytearray | None = None
+        self._is_text = False
+        self._protocol = protocol = WebSocket(SERVER, state=OPEN, max_size=max_size, logger=SILENT)
+        # Applied from the last to the first to what arrives: text is looked at once it is inflated.
+        protocol.extensions = [_Watch(protocol, self._texts), *([handshake.deflate] if handshake.deflate else [])]
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Return what `data` completes."""
+        protocol = self._protocol
+        protocol.receive_data(data)
+        events = [event for frame in protocol.events_received() if (event := self._event(frame)) is not None]  # type: ignore[arg-type] # in state OPEN there are frames only
+        if protocol.writes:
+            self.replies += filter(None, protocol.data_to_send())  # an empty one asks for the end of the connection
+        if protocol.parser_exc is not None:
+            sent = protocol.close_sent
+            if sent is None or sent.code == INTERNAL_ERROR:
+                raise protocol.parser_exc  # no mistake of the peer's: the loop reports it and ends the connection
+            events.append(Closed(sent.code, sent.reason))
+        return events
+
+    def _event(self, frame: Frame) -> Event | None:
+        match frame.opcode:
+            case Opcode.TEXT if frame.fin:
+                return self._texts.popleft()
+            case Opcode.BINARY if frame.fin:
+                return bytes(frame.data)
+            case Opcode.TEXT | Opcode.BINARY:
+                self._is_text = frame.opcode is Opcode.TEXT
+                self._parts = bytearray(frame.data)
+            case Opcode.CONT if self._parts is not None:
+                return self._continued(self._parts, frame)
+            case Opcode.PONG:
+                return Pong(bytes(frame.data))
+            case Opcode.CLOSE if (close := self._protocol.close_rcvd) is not None:
+                return Closed(close.code, close.reason)
+            case _:
+                pass  # a ping is answered already
+        return None
+
+    def _continued(self, parts: bytearray, frame: Frame) -> str | bytes | None:
+        """Add to a fragmented message; kept as bytes, since many small strings would weigh many times as much."""
+        parts += frame.data
+        if not frame.fin:
+            return None
+        self._parts = None
+        return parts.decode() if self._is_text else bytes(parts)
+
+    def text(self, text: str) -> bytes:
+        """Return the frame of a text message. Raises `UnicodeEncodeError` for surrogates."""
+        self._protocol.send_text(text.encode())
+        return self._sent()
+
+    def binary(self, data: bytes) -> bytes:
+        """Return the frame of a binary message."""
+        self._protocol.send_binary(data)
+        return self._sent()
+
+    def ping(self, payload: bytes) -> bytes:
+        """Return a ping."""
+        self._protocol.send_ping(payload)
+        return self._sent()
+
+    def close(self, code: int, reason: str) -> bytes:
+        """Return the close frame."""
+        self._protocol.send_close(code, cut_reason(reason))
+        return self._sent()
+
+    def _sent(self) -> bytes:
+        writes = self._protocol.data_to_send()
+        return writes[0] if len(writes) == 1 else b"".join(writes)
+
+
+class _Watch(Extension):
+    """Decodes text, and refuses what is not UTF-8 as soon as it is seen (RFC 6455 section 8.1)."""
+
+    __slots__ = ("_decoder", "_protocol", "_texts")
+
+    def __init__(self, protocol: WebSocket, texts: deque[str]) -> None:
+        self._protocol = protocol
+        self._texts = texts
+        self._decoder: codecs.IncrementalDecoder | None = None
+
+    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:  # noqa: ARG002 - the library's interface
+        """Look at the text in a frame that arrived; whether frames may follow each other so is the parser's to say."""
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            return frame  # which no extension explains: the parser refuses it next
+        if frame.opcode is Opcode.TEXT:
+            if frame.fin:
+                self._texts.append(str(frame.data, "utf-8"))
+            else:
+                self._decoder = _new_decoder()
+                self._decoder.decode(frame.data)
+        elif frame.opcode is Opcode.CONT and self._decoder is not None:
+            self._decoder.decode(frame.data, frame.fin)
+            if frame.fin:
+                self._decoder = None
+        elif frame.opcode is Opcode.CLOSE:
+            self._protocol.current_size = None  # it may come between fragments (section 5.4), which the library refuses
+        return frame
+
+    def encode(self, frame: Frame) -> Frame:
+        """Leave what is sent as it is."""
+        return frame
