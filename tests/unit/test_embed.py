@@ -75,7 +75,6 @@ def test_what_uvicorn_calls_absent_by_default_may_be_passed_as_such():
         ({"port": "many"}, UsageError, "port='many'"),
         ({"port": 70000}, UsageError, "port=70000"),
         ({"ssl_keyfile": "key.pem"}, UsageError, "ssl_keyfile is not available"),
-        ({"ws": "auto"}, UsageError, "ws is not available"),
         ({"http2": True}, UsageError, "http2 is not available"),
         ({"reload": True}, UsageError, "reload is for the daemon"),
         ({"reload_dirs": ["src"]}, UsageError, "reload_dirs is for the daemon"),

@@ -6,8 +6,8 @@ import contextlib
 import threading
 from typing import Annotated
 
-from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Request
-from fastapi.responses import StreamingResponse
+from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
 
@@ -73,3 +73,22 @@ async def later(request: Request, tasks: BackgroundTasks):
 @app.get("/stream")
 def stream():
     return StreamingResponse((f"{number}\n" for number in range(100)), media_type="text/plain")
+
+
+@app.websocket("/chat/{room}")
+async def chat(websocket: WebSocket, room: str, name: str = ""):
+    """Greet, send back, deny two rooms, and break in one."""
+    if room == "secret":
+        await websocket.close()
+        return
+    if room == "reasons":
+        await websocket.send_denial_response(PlainTextResponse("pay first", 402))
+        return
+    await websocket.accept("v2" if "v2" in websocket.scope["subprotocols"] else None)
+    if room == "broken":
+        raise RuntimeError("broken on purpose")
+    await websocket.send_text(f"{name} in {room}")
+    with contextlib.suppress(WebSocketDisconnect):
+        while (text := await websocket.receive_text()) != "!close":
+            await websocket.send_text(f"said {text}")
+        await websocket.close(4001)

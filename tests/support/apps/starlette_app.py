@@ -13,7 +13,8 @@ from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocketDisconnect
 
 FILE_BYTES = 300_000
 _FILE = b"0123456789" * (FILE_BYTES // 10)
@@ -119,6 +120,25 @@ async def inner(request):
     return PlainTextResponse(f"{request.scope['root_path']}|{request.url_for('inner')}")
 
 
+async def chat(websocket):
+    """Greet, send back, deny two rooms, and break in one."""
+    room = websocket.path_params["room"]
+    if room == "secret":
+        await websocket.close()
+        return
+    if room == "reasons":
+        await websocket.send_denial_response(PlainTextResponse("pay first", 402))
+        return
+    await websocket.accept("v2" if "v2" in websocket.scope["subprotocols"] else None)
+    if room == "broken":
+        raise RuntimeError("broken on purpose")
+    await websocket.send_text(f"{websocket.query_params['name']} in {room}")
+    with contextlib.suppress(WebSocketDisconnect):
+        while (text := await websocket.receive_text()) != "!close":
+            await websocket.send_text(f"said {text}")
+        await websocket.close(4001)
+
+
 @contextlib.asynccontextmanager
 async def lifespan(app):
     app.state.client_gone = asyncio.Event()
@@ -144,6 +164,7 @@ app = Starlette(
         Route("/worked", worked),
         Route("/file", file),
         Route("/broken", broken),
+        WebSocketRoute("/chat/{room}", chat),
         Mount("/sub", routes=[Route("/inner", inner, name="inner")]),
     ],
 )
