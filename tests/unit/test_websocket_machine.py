@@ -47,7 +47,8 @@ class Bench:
         self.cycle.record = -1
 
     async def run(self, app):
-        scope = {"method": "GET", "scheme": "http", "extensions": {"http.response.x": {}, "procmgr": 1}, "type": "http"}
+        scope = {"type": "http", "method": "GET", "scheme": "http", "client": ("a", 1)}
+        scope["extensions"] = {"http.response.x": {}, "procmgr": 1}
         await self.cycle.run(app, scope)
         return self.notes
 
