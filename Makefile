@@ -1,4 +1,4 @@
-# make demo | test | lint | coverage | bench | faults | month | mutants
+# make demo | test | lint | coverage | autobahn | bench | faults | month | mutants
 #
 # Each target installs what it needs into a virtual environment of its own and
 # nowhere else: .venv for the default python3, .venv-X.Y for another PYTHON.
@@ -28,13 +28,14 @@ endef
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test lint coverage bench faults month mutants
+.PHONY: help demo test lint coverage autobahn bench faults month mutants
 
 help:
 	@echo 'make demo      serve the example with 2 workers on 127.0.0.1:$(PORT)   (PORT=8001 for another port)'
 	@echo 'make test      run all tests                                      (TESTS=tests/unit for some)'
 	@echo 'make lint      ruff, mypy --strict, import-linter'
 	@echo 'make coverage  run all tests, slowly, and show which lines and branches they reach'
+	@echo 'make autobahn  run all WebSocket cases of Autobahn; make test leaves the longest out'
 	@echo 'make bench     measure against uvicorn, gunicorn and granian      (BENCH="--help" for options)'
 	@echo 'make faults    reload, kill, hang and break them under load      (FAULTS="--help" for options)'
 	@echo 'make month     30 simulated days of trouble for the pool         (MONTH="--days 3 --seed 7" for others)'
@@ -66,6 +67,10 @@ coverage: $(VENV)/.dev
 bench:
 	$(check_python)
 	PYTHONPATH=tests exec $(PYTHON) -m bench $(BENCH)
+
+# One process: the cases are long because their messages are many, and the fuzzer judges some by their time.
+autobahn: $(VENV)/.dev
+	AUTOBAHN=1 $(BIN)/python -m pytest tests/process/test_autobahn.py
 
 faults:
 	$(check_python)

@@ -58,6 +58,8 @@ Every flag of uvicorn that procmgr has means here what it means there, but for t
 - `--fd` may be repeated, and comes beside other addresses instead of replacing them.
 - `--limit-concurrency` counts the requests that run; uvicorn counts connections too, idle ones among them.
 - `--limit-max-requests 0` and `--limit-concurrency 0` mean no limit.
+- `--ws-max-queue` governs both libraries, and 1 MiB of messages does too; `--ws-ping-interval 0` and
+  `--ws-ping-timeout 0` mean never.
 - `--reload` takes `--workers` too, and a directory given to `--reload-exclude` may be relative.
 
 Every flag of gunicorn that procmgr has means here what it means there, but for these:

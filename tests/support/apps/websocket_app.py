@@ -26,3 +26,13 @@ async def app(scope, receive, send):
         if scope["path"] == "/echo":
             await send({"type": "websocket.send", "text": f"{os.getpid()} {message.get('text')}"})
     tell("disconnected", code=message["code"], taken=taken)
+
+
+async def autobahn(scope, receive, send):
+    """Send everything back as it came, as Autobahn's fuzzing client wants it."""
+    if scope["type"] == "lifespan":
+        raise RuntimeError("no lifespan")
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
