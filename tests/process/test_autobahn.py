@@ -12,6 +12,9 @@ import os
 import kosoku
 import pytest
 
+# The case files leave theirs open.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 ALL = bool(os.environ.get("AUTOBAHN"))
 LONG = ["9.*", "12.*", "13.*"]
 SOME = ["9.1.1", "9.2.2", "9.3.1", "9.5.4", "9.7.1", "12.1.1", "12.2.4", "12.4.1", "13.3.3", "13.4.1", "13.7.2"]
