@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
     def hand_over(self, successor: Connection) -> None:
         """Let another protocol have the transport and this connection's place."""
         self.flush()
-        for name in ("transport", "client", "server", "trusted", "eof", "reading", "write_paused"):
+        for name in ("transport", "client", "server", "trusted", "eof", "reading", "write_paused", "handed"):
             setattr(successor, name, getattr(self, name))
         self.bucket.discard(self)
         self._shut(Phase.GONE)

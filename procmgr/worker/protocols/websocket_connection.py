@@ -10,7 +10,7 @@ server ends the TCP connection, lingering as after HTTP. After a violation nobod
 
 Times are the context's coarse deadlines: no timer per connection or message. A peer that does not answer a ping in time
 is closed with 1011, but not while we do not read: its pong may lie behind what the application does not take. A peer
-that takes some of what is sent to it is alive too.
+that takes some of what is sent to it is alive too; one that takes too little is cut off, as after HTTP.
 
 A retiring worker leaves its WebSockets be until the drain's deadline, where the drain becomes a quick one; a worker
 that stops closes them at once, since nobody would serve on. Both with 1012, which tells clients to connect again.
@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from procmgr.worker.protocols.base import Connection, Phase
+from procmgr.worker.protocols.base import LOOK, Connection, Phase
 from procmgr.worker.protocols.context import DrainMode
 from procmgr.worker.protocols.frames import ABNORMAL, INTERNAL_ERROR, RESTARTING, Closed, Pong
 from procmgr.worker.protocols.handshake import asks_for_websocket, negotiate
@@ -123,8 +123,7 @@ class WebSocketConnection(Connection):
 
     def begin(self, data: bytes) -> None:
         """Begin with what came behind the handshake."""
-        if self._options.ping_interval:
-            self.context.watch(self, self._ping_at)
+        self.context.watch(self, self._opened + min(LOOK, self._options.ping_interval or LOOK))
         if data:
             self.data_received(data)
         else:
@@ -249,33 +248,36 @@ class WebSocketConnection(Connection):
 
     # -- deadlines -----------------------------------------------------------------------------------------------
 
-    def due(self, now: float) -> float | None:
+    def busy_due(self, now: float) -> float | None:
         """Ping, miss a pong, or end a closing handshake; return when to look again."""
-        if self.phase is not _OPEN:
-            return super().due(now)
         if self._close_by is not None:
-            if now < self._close_by:
-                return self._close_by
-            self.abort()
-            return None
-        if self._ping is None or not self._options.ping_timeout:
-            return self._ping_at if now < self._ping_at else self._send_ping(now)
-        if now >= self._pong_by:
-            if not self._excused():
-                self.shut(INTERNAL_ERROR, "keepalive ping timeout")
-                return None  # `shut` said when to look again
-            self._pong_by = now + self._options.ping_timeout
-        return min(self._pong_by, now + self._options.ping_interval)
+            if now >= self._close_by:
+                self.abort()
+            return min(self._close_by, now + LOOK)
+        if self._options.ping_interval:
+            if self._ping is not None and self._options.ping_timeout:
+                if self._missed_pong(now):
+                    self.shut(INTERNAL_ERROR, "keepalive ping timeout")
+                    return None  # `shut` said when to look again
+            elif now >= self._ping_at:
+                self._send_ping(now)
+            return min(now + LOOK, self._pong_by if self._ping is not None else self._ping_at)
+        return now + LOOK
 
-    def _send_ping(self, now: float) -> float:
+    def _missed_pong(self, now: float) -> bool:
+        if now < self._pong_by:
+            return False
+        self._pong_by = now + self._options.ping_timeout
+        return not self._excused()
+
+    def _send_ping(self, now: float) -> None:
         options = self._options
         self._pings += 1
         self._ping = self._pings.to_bytes(8)
         self._unsent = self.transport.get_write_buffer_size()
         self.write(self._codec.ping(self._ping))
         self._ping_at = now + options.ping_interval
-        self._pong_by = now + options.ping_timeout
-        return min(self._ping_at, self._pong_by) if options.ping_timeout else self._ping_at
+        self._pong_by = now + (options.ping_timeout or options.ping_interval)
 
     def _excused(self) -> bool:
         """Whether a missing pong tells nothing: it may be unread, or the peer still takes what was before the ping."""
