@@ -138,8 +138,8 @@ def for_application(arguments: Sequence[str], invocation: Invocation, resolved: 
     return str(
         Unit(
             head=_head(name, invocation.environ, resolved),
-            description=quoted(f"procmgr: {settings.app.app}").strip('"'),
-            place=quoted(str(invocation.cwd)).strip('"'),
+            description=_value(f"procmgr: {settings.app.app}"),
+            place=_value(str(invocation.cwd)),
             start=" ".join([*map(quoted, [*_program("procmgr", "procmgr"), *arguments]), *_control(control, socket)]),
             reload=" ".join([*map(quoted, _program("procmgrctl", "procmgr.cli.ctl")), "--socket", socket, "reload"]),
             user=_user(),
@@ -153,6 +153,11 @@ def quoted(word: str) -> str:
     """Return `word` as one that systemd reads back unchanged from a command line (systemd.service(5))."""
     text = word.translate(_ESCAPES)
     return text if _PLAIN.fullmatch(word) else f'"{text}"'
+
+
+def _value(text: str) -> str:
+    """Return `text` as a value that is no command line: there only specifiers mean anything (systemd.unit(5))."""
+    return text.replace("%", "%%")
 
 
 def _head(name: str, environ: Mapping[str, str], resolved: Resolved) -> str:

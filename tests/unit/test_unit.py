@@ -52,6 +52,11 @@ def test_a_printed_unit_has_the_command_line_and_the_directory_of_the_start(tmp_
     assert setting(text, "ExecReload")[0].endswith("--socket %t/main/control.sock reload")
 
 
+def test_a_directory_is_no_command_line(tmp_path):
+    text = printed(tmp_path / "a $b 5%", "main:app")
+    assert setting(text, "WorkingDirectory") == [f"{tmp_path}/a $b 5%%"]
+
+
 def test_a_reload_finds_the_control_socket_wherever_it_is(tmp_path):
     assert setting(printed(tmp_path, control="own.sock"), "ExecReload")[0].endswith(f"{tmp_path}/own.sock reload")
     switched_off = printed(tmp_path, "--control", "off", "main:app", control="off")
