@@ -10,36 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import json
 import logging
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-import tomli
-
-from procmgr import logs, process, sockets
+from procmgr import logs, sockets
 from procmgr.arbiter.core.events import StopLevel
 from procmgr.arbiter.signals import StopLadder
 from procmgr.config.foreign import explain
-from procmgr.config.kind import BadValue, Shape
+from procmgr.config.kind import BadValue
 from procmgr.config.resolve import build
 from procmgr.config.settings import TABLE, Settings
+from procmgr.daemon import arguments, by_name, handlers, log_file, secrets, supervise
 from procmgr.errors import AppError, ExitCode, ProcmgrError, UsageError
 from procmgr.scoreboard import detached_row
 from procmgr.sockets.listener import local_address
 from procmgr.worker import server as worker
 from procmgr.worker.app import adapt, load
+from procmgr.worker.tls import context_alone
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
@@ -50,10 +47,6 @@ QUICK_SECONDS: Final = 1.0
 
 _FLUSH_SECONDS: Final = 1.0
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
-_FORWARDED: Final = (
-    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
-)
 _ARBITERS: Final = frozenset(
     {
         *(name for name, entry in TABLE.items() if entry.group in {"pool", "process", "development", "hooks"}),
@@ -100,13 +93,16 @@ class Config:
     """What to serve and how; `keywords` are the settings, by uvicorn's names too. Applies to serving in this process.
 
     `log_config` configures `logging`; without it procmgr's loggers are left as they are, but for `log_level`. Signal
-    handlers are installed, while serving on the main thread, only with `install_signal_handlers`.
+    handlers are installed, while serving on the main thread, only with `install_signal_handlers`. What
+    `ssl_context_factory` is called with are the settings of TLS and a function that makes the usual context.
 
     Raises TypeError for an unknown keyword, `UsageError` for a bad value or one that only the daemon can honour.
     """
 
     def __init__(self, app: Any, *, install_signal_handlers: bool = False, **keywords: Any) -> None:  # noqa: ANN401 - as for `run`
         log_config = keywords.pop("log_config", None)
+        named = isinstance(keywords.get("ssl_context_factory"), str)
+        self._make_tls = None if named else keywords.pop("ssl_context_factory", None)
         values = _values(keywords)
         for name in values:
             if name in _ARBITERS and values[name] != TABLE[name].value:
@@ -124,6 +120,15 @@ class Config:
         if isinstance(self.app, str):
             return load(self.app, app_dir=app.app_dir, factory=app.factory, interface=app.interface)
         return adapt(self.app, name=app.app, factory=app.factory, interface=app.interface)
+
+    @property
+    def secure(self) -> bool:
+        """Whether HTTPS is spoken."""
+        return self.settings.tls.enabled or self._make_tls is not None
+
+    def load_tls(self) -> ssl.SSLContext | None:
+        """Return what TLS connections begin with, None for plain HTTP; raises `ConfigError` or `AppError`."""
+        return context_alone(self.settings, self._make_tls)
 
 
 class Server:
@@ -158,7 +163,8 @@ class Server:
     @property
     def urls(self) -> tuple[str, ...]:
         """Where it listens: a URL for TCP, port 0 resolved, and `unix:/path` for a Unix socket."""
-        return tuple(sockets.url(listener.address) for listener in self._listeners)
+        scheme = "https" if self.config.secure else "http"
+        return tuple(sockets.url(listener.address, scheme=scheme) for listener in self._listeners)
 
     def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve in a loop of its own until stopped, on the main thread by TERM or INT. Raises as `serve`."""
@@ -177,9 +183,10 @@ class Server:
         self._loop = asyncio.get_running_loop()
         try:
             app = self.config.load()
+            tls = self.config.load_tls()
             self._listeners = _listen(self.config.settings, sockets)
             with self._signals(self._loop):
-                await self._live(self._make(app))
+                await self._live(self._make(app, tls))
         finally:
             self._close()
 
@@ -189,13 +196,14 @@ class Server:
         if self._loop is not None:
             await self._finished.wait()
 
-    def _make(self, app: ASGIApp) -> worker.Server:
+    def _make(self, app: ASGIApp, tls: ssl.SSLContext | None) -> worker.Server:
         self._server = worker.Server(
             app=app,
             settings=self.config.settings,
             listeners=self._listeners,
             row=detached_row(),
             logs=self.config.logs,
+            tls=tls,
             on_request_limit=self._on_request_limit,
         )
         return self._server
@@ -251,7 +259,7 @@ class Server:
             loop.call_soon_threadsafe(self._climb, ladder, signal.Signals(signum))
 
         # Not loop.add_signal_handler: it could not put back the handlers that it replaced.
-        with _handlers(_STOPPING, handler):
+        with handlers(_STOPPING, handler):
             yield
 
     def _climb(self, ladder: StopLadder, signum: signal.Signals) -> None:
@@ -285,6 +293,8 @@ def _values(keywords: Mapping[str, object]) -> dict[str, object]:
 def _value(keyword: str, name: str, value: object) -> object:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    elif isinstance(value, list | tuple):
+        value = [os.fspath(each) if isinstance(each, os.PathLike) else each for each in value]
     if name == "log_level":
         value = (logging.getLevelName(value) if isinstance(value, int) else str(value)).lower()
     try:
@@ -310,68 +320,10 @@ def _run_daemon(app: str, keywords: Mapping[str, object]) -> int:
         target = TABLE["app"].setting.kind.of(app)
     except BadValue as error:
         raise UsageError(f"app={error}") from None
-    with _log_file(keywords) as settings:
-        return _supervise([sys.executable, "-m", "procmgr", *_arguments(_values(settings)), target])
-
-
-@contextmanager
-def _log_file(keywords: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-    """Give a logging configuration that is a dict to the daemon in a file."""
-    if not isinstance(keywords.get("log_config"), dict):
-        yield keywords
-        return
-    with tempfile.NamedTemporaryFile("w", prefix="procmgr-", suffix=".json") as file:
-        try:
-            json.dump(keywords["log_config"], file)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"log_config cannot be handed to the daemon: {error}; name a file instead") from None
-        file.flush()
-        yield {**keywords, "log_config": file.name}
-
-
-def _arguments(values: Mapping[str, object]) -> list[str]:
-    """Return the command line that spells `values`."""
-    arguments: list[str] = []
-    for name, value in values.items():
-        entry = TABLE[name]
-        if entry.setting.kind.shape is Shape.SWITCH:
-            arguments.append(entry.flag if value else f"--no-{entry.flag.removeprefix('--')}")
-            continue
-        spelt = tomli.loads(f"x = {entry.setting.kind.toml(value)}")["x"]
-        arguments += [f"{entry.flag}={item}" for item in (spelt if isinstance(spelt, list) else [spelt])]
-    return arguments
-
-
-def _supervise(command: Sequence[str]) -> int:
-    """Run `command` to its end, forwarding signals; a death by signal n becomes 128 + n, as in a shell."""
-    child: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
-
-    def forward(signum: int, _frame: FrameType | None) -> None:
-        if child is None:
-            early.append(signum)
-        else:
-            child.send_signal(signum)
-
-    on_main = threading.current_thread() is threading.main_thread()
-    with _handlers(_FORWARDED if on_main else (), forward):
-        # Killed without a chance to forward anything, we leave no daemon behind.
-        child = subprocess.Popen(command, preexec_fn=partial(process.set_pdeathsig, signal.SIGTERM))  # noqa: PLW1509, S603 - one system call; our own words
-        for signum in early:
-            child.send_signal(signum)
-        status = child.wait()
-    return status if status >= 0 else 128 - status
-
-
-@contextmanager
-def _handlers(signums: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {signum: signal.signal(signum, handler) for signum in signums}
-    try:
-        yield
-    finally:
-        for signum, previous in before.items():
-            # None: it was installed by C code and cannot be put back from here (signal.getsignal).
-            signal.signal(signum, signal.SIG_DFL if previous is None else previous)
+    with log_file(keywords) as settings:
+        values = _values(by_name(settings))
+        command = [sys.executable, "-m", "procmgr", *arguments(values), target]
+        return supervise(command, {**os.environ, **secrets(values)})
 
 
 def _listen(settings: Settings, given: Sequence[socket.socket] | None) -> tuple[sockets.Listener, ...]:

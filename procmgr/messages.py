@@ -97,6 +97,13 @@ class Configure:
 
 
 @dataclass(frozen=True, slots=True)
+class NewCertificates:
+    """Arbiter: certificates of this generation changed; with it come all pairs, in the order of the settings."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Imported:
     """Zygote: the application is imported, workers can be forked."""
 
@@ -139,7 +146,7 @@ class Changed:
 FromWorker = Born | Ready | BootFailed | DrainBegun | RecycleDue | CodeNewer
 FromZygote = Imported | BootFailed | ForkFailed
 FromWatcher = Watching | Changed
-FromArbiter = Drain | Pause | Resume | ReopenLogs | Configure | Fork
+FromArbiter = Drain | Pause | Resume | ReopenLogs | Configure | NewCertificates | Fork
 Message = FromWorker | FromZygote | FromWatcher | FromArbiter
 
 _TYPES: Final[dict[str, type[Message]]] = {
@@ -148,7 +155,7 @@ _TYPES: Final[dict[str, type[Message]]] = {
         *(Born, Ready, BootFailed, DrainBegun, RecycleDue, CodeNewer),
         *(Imported, ForkFailed),
         *(Watching, Changed),
-        *(Drain, Pause, Resume, ReopenLogs, Configure, Fork),
+        *(Drain, Pause, Resume, ReopenLogs, Configure, NewCertificates, Fork),
     )
 }
 

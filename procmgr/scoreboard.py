@@ -77,6 +77,7 @@ STATUS_5XX: Final = 10
 APP_ERRORS: Final = 11
 LOG_DROPPED: Final = 12
 DEBUGGING: Final = 13
+TLS_FAILED: Final = 14
 
 LAYOUT: Final = (
     CellSpec(BEAT, "beat", Kind.STAMP, "when the event loop last turned, CLOCK_MONOTONIC nanoseconds"),
@@ -93,6 +94,7 @@ LAYOUT: Final = (
     CellSpec(APP_ERRORS, "app_errors", Kind.COUNTER, "requests in which the application misbehaved"),
     CellSpec(LOG_DROPPED, "log_dropped", Kind.COUNTER, "log lines dropped because their reader stalled"),
     CellSpec(DEBUGGING, "debugging", Kind.GAUGE, "1 once a person debugs this worker on its terminal"),
+    CellSpec(TLS_FAILED, "tls_failed", Kind.COUNTER, "connections whose TLS handshake failed"),
 )
 
 COUNTERS: Final = tuple(spec.index for spec in LAYOUT if spec.kind is Kind.COUNTER)

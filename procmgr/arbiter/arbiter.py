@@ -34,6 +34,7 @@ from procmgr.arbiter.operations import Operations
 from procmgr.arbiter.parts import KILL_GRACE_SECONDS, QUICK_SECONDS, Parts, live_level, policy_of
 from procmgr.arbiter.pressure import PressureWatch
 from procmgr.arbiter.reexec import Upgrade
+from procmgr.arbiter.renewal import Renewal
 from procmgr.arbiter.report import Report, fields_of
 from procmgr.arbiter.signals import HANDLED, SignalQueue, StopLadder
 from procmgr.arbiter.stacks import StackReader
@@ -104,6 +105,7 @@ class Arbiter:
             post=self._loop.post,
             always=self._pressure.active,
         )
+        self._renewal = Renewal(plans=self._plans.serving, send=self._host.broadcast)
         self._operations = Operations(
             steering=self,
             host=self._host,
@@ -172,7 +174,7 @@ class Arbiter:
     def _say_start(self) -> None:
         plan = self.plan_in_force()
         app, workers = plan.settings.app.app, plan.settings.pool.workers
-        where = ", ".join(sockets.url(listener.address) for listener in plan.listeners)
+        where = ", ".join(sockets.url(listener.address, scheme=plan.settings.tls.scheme) for listener in plan.listeners)
         count = f"{workers} worker{'' if workers == 1 else 's'}"
         log.info("procmgr %s (pid %d) starts %s on %s with %s", __version__, os.getpid(), app, where, count)
 
@@ -235,6 +237,7 @@ class Arbiter:
         self._rate.look(now, self._host.board.sum(scoreboard.REQUESTS))
         self._manager.sample()
         self._memory.sample()
+        self._renewal.look()
         if self._control is not None:
             self._control.sweep(now)
 
@@ -248,6 +251,7 @@ class Arbiter:
             settings=plan.settings,
             listeners=plan.listeners,
             privileges=plan.privileges,
+            tls=plan.certificates.contexts if plan.certificates else None,
             environ=self._invocation.environ,
             cwd=self._invocation.cwd,
             began=plan.began,
@@ -263,6 +267,7 @@ class Arbiter:
         self._upgrade.close_in_child()
         self._pressure.close()
         self._listeners.close_in_child(keep)
+        self._plans.close_in_child()
         if self._control is not None:
             self._control.close_in_child()
         if self._pid_file is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from procmgr import __version__, process
-from procmgr.arbiter import estate, parts, spawn
+from procmgr.arbiter import certificates, estate, parts, spawn
 from procmgr.arbiter.arbiter import Arbiter
 from procmgr.config.resolve import resolve
 from procmgr.errors import ExitCode
@@ -62,6 +63,8 @@ def check(invocation: Invocation, resolved: Resolved) -> int:
     """Import the application in a child, without serving; returns the exit code it would fail with, or 0."""
     settings = resolved.settings
     privileges = process.resolve_privileges(settings.process.user, settings.process.group)
+    for warning in certificates.check(settings, invocation.cwd):
+        sys.stderr.write(f"procmgr: warning: {warning}\n")
     pid = spawn.fork(
         lambda: boot.check(settings, privileges, invocation.environ, invocation.cwd), close_in_child=lambda: None
     )

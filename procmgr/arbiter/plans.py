@@ -1,8 +1,8 @@
 """Plans: what the workers of each generation are made of.
 
 A reload makes the next plan of the configuration as it is now, or is refused as a whole if any of it is wrong. The plan
-waits until the pool begins its generation, and is never forked from after a rollback. Listeners are bound before a plan
-is accepted, and closed when the last plan that has them is gone.
+waits until the pool begins its generation, and is never forked from after a rollback. Listeners are bound, and
+certificates read, before a plan is accepted; both are closed when the last plan that has them is gone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING, Self
 
 from procmgr import process
+from procmgr.arbiter.certificates import Certificates, CertificatesEstate
 from procmgr.arbiter.core.view import WorkerState
 from procmgr.config.resolve import changes, resolve
 from procmgr.config.settings import Settings
@@ -34,6 +35,7 @@ class Plan:
     settings: Settings
     listeners: tuple[Listener, ...]
     privileges: Privileges | None
+    certificates: Certificates | None = None
     began: float = inf
 
 
@@ -44,6 +46,7 @@ class PlanEstate:
     settings: Settings
     privileges: Privileges | None
     began: float = inf
+    certificates: CertificatesEstate | None = None
 
 
 @record
@@ -62,14 +65,26 @@ class Plans:
         self._listeners = listeners
         self._plans: dict[int, Plan] = {}
         self._pending: Plan | None = None
+        self._certificates: list[Certificates] = []
 
     @classmethod
     def adopt(cls, estate: PlansEstate, *, invocation: Invocation, listeners: Listeners) -> Self:
         """Take over the plans of living generations, whose listeners `listeners` has; raises `KeyError` if not."""
         plans = cls(invocation=invocation, listeners=listeners)
-        plans._plans = {number: _adopt(each, listeners) for number, each in estate.plans.items()}
-        plans._pending = None if estate.pending is None else _adopt(estate.pending, listeners)
+        held: dict[CertificatesEstate, Certificates] = {}
+        plans._plans = {number: plans._adopt(each, held) for number, each in estate.plans.items()}
+        plans._pending = None if estate.pending is None else plans._adopt(estate.pending, held)
+        plans._certificates = [*held.values()]
         return plans
+
+    def _adopt(self, estate: PlanEstate, held: dict[CertificatesEstate, Certificates]) -> Plan:
+        """Take over one plan; what two of them share is one object again."""
+        found, settings = estate.certificates, estate.settings
+        if found is not None and found not in held:
+            held[found] = Certificates.adopt(found, settings.tls, self._invocation.cwd)
+        certificates = None if found is None else held[found]
+        listeners = self._listeners.held(settings.bind.addresses)
+        return Plan(settings, listeners, estate.privileges, certificates, estate.began)
 
     def hand_over(self) -> PlansEstate:
         """Return what `adopt` needs."""
@@ -81,10 +96,13 @@ class Plans:
     def make(self, settings: Settings) -> Plan:
         """Return the plan for `settings`, its listeners bound; raises `ProcmgrError`."""
         privileges = process.resolve_privileges(settings.process.user, settings.process.group)
+        certificates = Certificates.open(settings.tls, self._invocation.cwd)
+        if certificates is not None:
+            self._certificates.append(certificates)
         listeners = self._listeners.open(
             settings.bind.addresses, backlog=settings.bind.backlog, umask=settings.process.umask
         )
-        return Plan(settings, listeners, privileges)
+        return Plan(settings, listeners, privileges, certificates)
 
     def propose(self, generation: int) -> Plan:
         """Make the next plan of the configuration as it is now and let it wait for the pool to begin its generation.
@@ -117,6 +135,10 @@ class Plans:
         """Return the plan that workers of `generation` are made by."""
         return self._plans[generation]
 
+    def serving(self) -> dict[int, Plan]:
+        """Return the plan of each generation that has workers, or may get some."""
+        return dict(self._plans)
+
     def in_force(self, generation: int) -> Plan:
         """Return the newest plan that was accepted and not rolled back; `generation` is the pool's own."""
         return self._pending or self._plans[generation]
@@ -132,11 +154,22 @@ class Plans:
             del self._plans[generation]
         plans = [*self._plans.values(), *([self._pending] if self._pending else [])]
         self._listeners.keep({listener.requested for plan in plans for listener in plan.listeners})
+        self._keep_certificates(plans)
 
+    def close_in_child(self) -> None:
+        """Close, in a forked child, the certificates' descriptors: their contexts are made already."""
+        for certificates in self._certificates:
+            certificates.close()
 
-def _adopt(estate: PlanEstate, listeners: Listeners) -> Plan:
-    return Plan(estate.settings, listeners.held(estate.settings.bind.addresses), estate.privileges, began=estate.began)
+    def _keep_certificates(self, plans: list[Plan]) -> None:
+        """Let go of certificates that no plan has: of proposals that were refused or overtaken, too."""
+        kept = [each for each in self._certificates if any(plan.certificates is each for plan in plans)]
+        for certificates in self._certificates:
+            if certificates not in kept:
+                certificates.close()
+        self._certificates = kept
 
 
 def _hand_over(plan: Plan) -> PlanEstate:
-    return PlanEstate(settings=plan.settings, privileges=plan.privileges, began=plan.began)
+    certificates = None if plan.certificates is None else plan.certificates.hand_over()
+    return PlanEstate(settings=plan.settings, privileges=plan.privileges, began=plan.began, certificates=certificates)

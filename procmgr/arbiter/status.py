@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from procmgr import __version__, scoreboard, sockets
+from procmgr.arbiter.renewal import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,7 +86,10 @@ class Status:
             **identity(plan),
             "uptime": round(now - self._born, 3),
             "app": plan.settings.app.app,
-            "addresses": [sockets.url(listener.address) for listener in plan.listeners],
+            "addresses": [
+                sockets.url(listener.address, scheme=plan.settings.tls.scheme) for listener in plan.listeners
+            ],
+            "certificates": describe(plan.certificates),
             "summary": self._summary(),
             "warnings": self._releases.drift(),
             "pool": _pool(view),
@@ -159,6 +163,7 @@ def _row(row: scoreboard.Row, now: float) -> Document:
         "requests": row[scoreboard.REQUESTS],
         "active": row[scoreboard.ACTIVE],
         "connections": row[scoreboard.CONNECTIONS],
+        "tls_failed": row[scoreboard.TLS_FAILED],
         "lag": round(row[scoreboard.LAG] / 1e9, 6),
         "beat_ago": round(max(0.0, now - beat), 3) if beat else None,
         "debugging": bool(row[scoreboard.DEBUGGING]),

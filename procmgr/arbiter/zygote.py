@@ -151,6 +151,8 @@ class _Brood:
             case messages.ReopenLogs():
                 logs.reopen_files()
                 self._birth.logs.replace(fds)
+            case messages.NewCertificates():
+                boot.renew(self._birth, message, fds)
             case _:
                 log.error("the arbiter sent a zygote %s", type(message).__name__)
 

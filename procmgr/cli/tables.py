@@ -23,6 +23,7 @@ _NONE: Final = "-"
 _BEAT_WORRIES: Final = 5.0
 _SHOWN_REQUESTS: Final = 10
 _CUT: Final = "..."
+_RENEWAL_WORRIES: Final = 30 * 86_400
 
 
 class Style(Enum):
@@ -206,6 +207,7 @@ def status(document: Row, paper: Paper) -> str:
         paper.styled(paper.wrapped(about), Style.BOLD),
         paper.wrapped(f"serves {document['app']} on {', '.join(document['addresses'])}", "  "),
         paper.wrapped(str(document["summary"]), "  "),
+        *_certificates(document.get("certificates", ()), paper),
         *_last_reload(document["last_reload"], paper),
         *(paper.styled(paper.wrapped(f"warning: {each}", "  "), Style.YELLOW) for each in document["warnings"]),
     ]
@@ -246,6 +248,18 @@ def _cut(text: str, room: int | None) -> str:
     if room is None or len(text) <= room:
         return text
     return f"{text[: max(0, room - len(_CUT))]}{_CUT}"
+
+
+def _certificates(certificates: Sequence[Row], paper: Paper) -> list[str]:
+    """Return a line for each certificate, its end in red once it has come and in yellow when it is near."""
+    lines = []
+    for each in certificates:
+        left = each["expires_in"]
+        ends = f"expires in {span(left)}" if left >= 0 else f"expired {span(-left)} ago"
+        style = Style.RED if left < 0 else Style.YELLOW if left < _RENEWAL_WORRIES else None
+        text = paper.wrapped(f"certificate for {each['name']} {ends}, {each['expires']}", "  ")
+        lines.append(paper.styled(text, style))
+    return lines
 
 
 def _last_reload(last: Row | None, paper: Paper) -> list[str]:

@@ -20,9 +20,6 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(
             (
                 *("--http2", "--http-protocols"),
-                *("--ssl-keyfile", "--ssl-certfile", "--ssl-keyfile-password", "--ssl-version", "--ssl-cert-reqs"),
-                *("--ssl-ca-certs", "--ssl-ciphers", "--keyfile", "--certfile", "--ca-certs", "--cert-reqs"),
-                *("--ciphers", "--do-handshake-on-connect", "--suppress-ragged-eofs"),
                 *("--proxy-protocol", "--proxy-allow-from", "--limit-request-field_size"),
                 *("--statsd-host", "--statsd-prefix", "--dogstatsd-tags"),
                 *("--forwarder-headers", "--header-map", "--control-socket"),
@@ -35,6 +32,8 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         "-k": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
         "--worker-class": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
         "--reload-engine": _NEEDLESS,
+        "--do-handshake-on-connect": _NEEDLESS,
+        "--suppress-ragged-eofs": _NEEDLESS,
         "--reload-extra-file": "is not an option of procmgr: use --reload-include",
         "--threads": "is not an option of procmgr: a worker runs one event loop; use more --workers",
         "--worker-connections": "is not an option of procmgr: use --limit-concurrency",

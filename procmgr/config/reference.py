@@ -60,6 +60,8 @@ Every flag of uvicorn that procmgr has means here what it means there, but for t
 - `--limit-max-requests 0` and `--limit-concurrency 0` mean no limit.
 - `--ws-max-queue` governs both libraries, and 1 MiB of messages does too; `--ws-ping-interval 0` and
   `--ws-ping-timeout 0` mean never.
+- `--ssl-certfile` and `--ssl-keyfile` may be repeated, `--ssl-version` has no versions before 1.2, and
+  `ssl_context_factory` is called with the settings of TLS.
 - `--reload` takes `--workers` too, and a directory given to `--reload-exclude` may be relative.
 
 Every flag of gunicorn that procmgr has means here what it means there, but for these:

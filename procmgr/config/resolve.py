@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from procmgr.config import sources
+from procmgr.config import sources, tls
 from procmgr.config.declare import Applies
 from procmgr.config.settings import GROUPS, TABLE, Settings
 from procmgr.config.sources import DEFAULT, Given, Layer, Level, Origin
@@ -79,6 +79,7 @@ def resolve(invocation: Invocation) -> Resolved:
     _check_rows(settings, given)
     _check_logs(given)
     _check_installed(given)
+    _check_tls(settings, given)
     return Resolved(
         settings=settings,
         origins=MappingProxyType({name: given[name].origin if name in given else DEFAULT for name in TABLE}),
@@ -153,6 +154,7 @@ def _name(app: str, file: sources.File | None) -> str:
 def _check_paths(given: Mapping[str, Given], cwd: Path) -> None:
     inside = cwd / str(given["chdir"].value) if "chdir" in given else cwd
     bases = {"chdir": cwd, "app_dir": inside, "reload_dirs": inside, "env_file": cwd, "log_config": cwd}
+    bases |= dict.fromkeys(("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"), cwd)
     for name, base in bases.items():
         if name in given:
             sources.check_paths(TABLE[name], given[name], base)
@@ -181,6 +183,12 @@ def _check_installed(given: Mapping[str, Given]) -> None:
         raise given["ws"].origin.refuse(f"ws: wsproto from {given['ws'].origin}: install procmgr[wsproto]")
 
 
+def _check_tls(settings: Settings, given: Mapping[str, Given]) -> None:
+    if wrong := tls.mistake(settings.tls):
+        name, text = wrong
+        raise given[name].origin.refuse(text)
+
+
 def _pointless(settings: Settings) -> list[str]:
     pool, health, development = settings.pool, settings.health, settings.development
     notes = []
@@ -195,4 +203,4 @@ def _pointless(settings: Settings) -> list[str]:
     if not development.reload:
         names = ("reload_dirs", "reload_includes", "reload_excludes")
         notes += [f"{name} means nothing without reload" for name in names if getattr(development, name)]
-    return notes
+    return [*notes, *tls.pointless(settings.tls)]

@@ -19,6 +19,7 @@ from procmgr.config.health import HealthSettings
 from procmgr.config.limits import LimitSettings
 from procmgr.config.log import LogSettings
 from procmgr.config.proxy import ProxySettings
+from procmgr.config.tls import TLSSettings
 from procmgr.config.types import (
     Pair,
     Surge,
@@ -405,6 +406,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()  # noqa: RUF009 - frozen, as its siblings are
     proxy: ProxySettings = ProxySettings()  # noqa: RUF009 - frozen, as its siblings are
     websocket: WebSocketSettings = WebSocketSettings()  # noqa: RUF009 - frozen, as its siblings are
+    tls: TLSSettings = TLSSettings()  # noqa: RUF009 - frozen, as its siblings are
     health: HealthSettings = HealthSettings()  # noqa: RUF009 - frozen, as its siblings are
     logs: LogSettings = LogSettings()  # noqa: RUF009 - frozen, as its siblings are
     process: ProcessSettings = ProcessSettings()

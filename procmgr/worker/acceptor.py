@@ -6,6 +6,8 @@ once per queued connection. And neither can empty the queue before it closes the
 
 So: one accept(2) per wake of the loop, the others wake too and take the next; a failure pauses for `PAUSE` seconds,
 while what is queued waits; and `take_queue` accepts all there is. The price is about 15 µs per connection under uvloop.
+
+What is accepted becomes a connection beside the loop's other work, by `open_plain` or after a handshake (`worker.tls`).
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from procmgr.sockets import Origin
 if TYPE_CHECKING:
     import logging
     import socket
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from procmgr.sockets import Listener
+
+    Opener = Callable[[socket.socket, Callable[[], asyncio.BaseProtocol]], Awaitable[object]]
 
 PAUSE: Final = 0.1
 """Seconds."""
@@ -48,10 +52,28 @@ _NOTHING_TO_ACCEPT: Final = frozenset(
 )
 
 
-class Acceptor:
-    """Accepts from one listener, in this process, and owns this process's descriptor of it."""
+async def open_plain(connection: socket.socket, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+    """Make a connection of what was accepted; raises `OSError`."""
+    await asyncio.get_running_loop().connect_accepted_socket(factory, connection)
 
-    __slots__ = ("_complained", "_factory", "_handing_over", "_held", "_listener", "_log", "_loop", "_paused")
+
+class Acceptor:
+    """Accepts from one listener, in this process, and owns this process's descriptor of it.
+
+    `opener` makes a connection of what was accepted, by a protocol of `factory`; it raises `OSError` if that fails.
+    """
+
+    __slots__ = (
+        "_complained",
+        "_factory",
+        "_handing_over",
+        "_held",
+        "_listener",
+        "_log",
+        "_loop",
+        "_opener",
+        "_paused",
+    )
 
     def __init__(
         self,
@@ -60,11 +82,13 @@ class Acceptor:
         listener: Listener,
         factory: Callable[[], asyncio.BaseProtocol],
         log: logging.Logger,
+        opener: Opener = open_plain,
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._factory = factory
         self._log = log
+        self._opener = opener
         self._paused: asyncio.TimerHandle | None = None
         self._complained = float("-inf")
         self._handing_over: set[asyncio.Task[None]] = set()
@@ -110,6 +134,11 @@ class Acceptor:
         if self._handing_over:
             await asyncio.wait(self._handing_over)
 
+    def abandon(self) -> None:
+        """Let go of what has not become a connection yet."""
+        for task in self._handing_over:
+            task.cancel()
+
     def _accept(self) -> bool:
         """Accept one connection; return whether there may be another."""
         try:
@@ -126,8 +155,8 @@ class Acceptor:
 
     async def _hand_over(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._factory, connection)
-        except OSError:  # the peer is gone already: there is nobody to tell
+            await self._opener(connection, self._factory)
+        except OSError:  # the peer is gone already, or it was said: there is nobody to tell
             connection.close()
 
     def _pause(self, error: OSError) -> None:

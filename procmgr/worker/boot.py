@@ -34,8 +34,10 @@ from procmgr.worker.debugging import watch_for_debugger
 from procmgr.worker.freshness import changed_since
 from procmgr.worker.protocols.upgrade import upgrade_for
 from procmgr.worker.server import Server
+from procmgr.worker.tls import context_of
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import FrameType
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from procmgr.process import Privileges
     from procmgr.scoreboard import Records, Row
     from procmgr.sockets import Listener
+    from procmgr.tls import Contexts
     from procmgr.worker.app import ASGIApp
 
 _FLUSH_SECONDS: Final = 0.5
@@ -69,6 +72,8 @@ _KEPT_FROM_WORKERS: Final = frozenset(
         "LISTEN_PID",
         "LISTEN_PIDFDID",
         "LISTEN_FDNAMES",
+        "PROCMGR_SSL_KEYFILE_PASSWORD",
+        "UVICORN_SSL_KEYFILE_PASSWORD",
     }
 )
 
@@ -94,6 +99,7 @@ class Birth:
     records: Records
     stacks_fd: int
     logs: LogSetup
+    tls: Contexts | None = None
 
 
 def preimport(settings: Settings) -> None:
@@ -272,11 +278,12 @@ def _serve(birth: Birth, ending: Ending, find: Callable[[], ASGIApp]) -> int:
     known = frozenset(sys.modules)
     hooks.post_fork(birth)
     app = find()
+    tls = context_of(birth.settings, birth.tls)
     if (newer := changed_since(birth.began, but=known)) is not None:
         birth.channel.send(messages.CodeNewer(newer))
     os.register_at_fork(after_in_child=lambda: _leave_to_parent(birth))
     runner = ending.stack.enter_context(asyncio.Runner(loop_factory=_loop_factory(birth.settings.app.loop)))
-    worker = _Worker(birth, app)
+    worker = _Worker(birth, app, tls)
     try:
         return _run_to_its_end(runner.get_loop(), worker)
     finally:
@@ -329,10 +336,22 @@ def _flush_logs(setup: LogSetup) -> None:
         setup.access.close(_FLUSH_SECONDS)
 
 
+def renew(birth: Birth, order: messages.NewCertificates, fds: tuple[int, ...]) -> None:
+    """Use the certificates in these memfds for connections from now on, if they are for this generation."""
+    try:
+        if birth.tls is not None and birth.generation == order.generation:
+            birth.tls.use(fds)
+    except ConfigError as error:  # the arbiter has tried them
+        log.error("the certificates stay as they are: %s", error)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
 class _Worker:
     """The running worker: its server, and its ears for the arbiter and for TERM."""
 
-    def __init__(self, birth: Birth, app: ASGIApp) -> None:
+    def __init__(self, birth: Birth, app: ASGIApp, tls: ssl.SSLContext | None) -> None:
         self._birth = birth
         self._channel = birth.channel
         self._server = Server(
@@ -342,6 +361,7 @@ class _Worker:
             row=birth.row,
             records=birth.records,
             logs=birth.logs,
+            tls=tls,
             on_request_limit=self._on_request_limit,
         )
         self._ready = False
@@ -397,6 +417,8 @@ class _Worker:
             case messages.ReopenLogs():
                 logs.reopen_files()
                 self._birth.logs.replace(fds)
+            case messages.NewCertificates():
+                renew(self._birth, message, fds)
             case _:
                 log.error("the arbiter sent a worker's message: %s", type(message).__name__)
 

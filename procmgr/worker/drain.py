@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from procmgr.worker.lifespan import Lifespan
     from procmgr.worker.protocols.context import Context
 
+HANDSHAKES: Final = 1.0
+"""Seconds in which a connection that was accepted has to be through its TLS handshake when the service stops."""
+
 PARTED: Final = 0.25
 """Seconds in which an application may end by itself whose WebSocket is closed at a retirement's deadline."""
 
@@ -80,6 +83,8 @@ class Drain:
         if first:
             self._accept_no_more(mode)
             self._requested.set()
+        if mode is not DrainMode.RETIRE:
+            loop.call_later(HANDSHAKES, self._abandon_handshakes)
         self._context.begin_drain(mode)
 
     def pause(self) -> None:
@@ -99,8 +104,8 @@ class Drain:
     async def run(self) -> None:
         """Wait until a drain is requested and go through with it. Never raises for what the application does."""
         await self._requested.wait()
-        for acceptor in self._acceptors:
-            await acceptor.settled()
+        if not await self._bounded(self._handshakes()):
+            self._abandon_handshakes()
         await self._finish_connections()
         await self._end_application()
 
@@ -109,6 +114,14 @@ class Drain:
             if mode is not DrainMode.RETIRE:
                 acceptor.take_queue()
             acceptor.close()
+
+    async def _handshakes(self) -> None:
+        for acceptor in self._acceptors:
+            await acceptor.settled()
+
+    def _abandon_handshakes(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.abandon()
 
     async def _finish_connections(self) -> None:
         context = self._context

@@ -13,7 +13,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from procmgr.scoreboard import LOG_DROPPED, InFlight
-from procmgr.worker.acceptor import Acceptor
+from procmgr.worker.acceptor import Acceptor, open_plain
 from procmgr.worker.access import access_log, access_wanted
 from procmgr.worker.beat import Beat
 from procmgr.worker.drain import Drain
@@ -21,9 +21,12 @@ from procmgr.worker.forwarded import Forwarding
 from procmgr.worker.lifespan import Lifespan
 from procmgr.worker.protocols.base import http_factory
 from procmgr.worker.protocols.context import Context, DrainMode, Limits
+from procmgr.worker.protocols.secure import Secure
 from procmgr.worker.protocols.upgrade import upgrade_for
+from procmgr.worker.tls import Handshake
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Sequence
 
     from procmgr.config.limits import LimitSettings
@@ -32,8 +35,10 @@ if TYPE_CHECKING:
     from procmgr.logs import LogSetup
     from procmgr.scoreboard import Records, Row
     from procmgr.sockets import Listener
+    from procmgr.worker.acceptor import Opener
     from procmgr.worker.access import AccessLog
     from procmgr.worker.app import ASGIApp
+    from procmgr.worker.protocols.base import CodecName
 
 log = logging.getLogger("procmgr.error")
 
@@ -42,7 +47,8 @@ class Server:
     """Serves one application on the running loop, once: start, serve until drained.
 
     The listeners' sockets in this process belong to the server, which closes them when it drains. `on_request_limit`
-    is called with the number of requests served when `max_requests` is reached; the server goes on serving.
+    is called with the number of requests served when `max_requests` is reached; the server goes on serving. With `tls`
+    every connection begins with a handshake.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class Server:
         logs: LogSetup,
         on_request_limit: Callable[[int], None],
         records: Records | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._app = app
         self._settings = settings
@@ -62,6 +69,7 @@ class Server:
         self._row = row
         self._records = records
         self._logs = logs
+        self._tls = tls
         self._on_request_limit = on_request_limit
         self._state: dict[str, Any] = {}
         self._lifespan = Lifespan(app=app, mode=settings.app.lifespan, state=self._state, log=log)
@@ -87,8 +95,12 @@ class Server:
         self._access = access_log(self._logs, loop)
         context = self._context = self._new_context(loop)
         self.apply_log_level()
-        factory = http_factory(context, "h11" if self._settings.http.http == "h11" else "httptools")
-        acceptors = [Acceptor(loop=loop, listener=listener, factory=factory, log=log) for listener in self._listeners]
+        codec: CodecName = "h11" if self._settings.http.http == "h11" else "httptools"
+        factory = http_factory(context, codec)
+        acceptors = [
+            Acceptor(loop=loop, listener=listener, factory=factory, log=log, opener=self._opener())
+            for listener in self._listeners
+        ]
         self._drain = Drain(context=context, acceptors=acceptors, lifespan=self._lifespan, log=log)
         self._beat = Beat(loop=loop, row=self._row, on_beat=lambda now: self._on_beat(context, now))
         self._beat.start()
@@ -138,6 +150,12 @@ class Server:
         access = self._logs.access
         self._row[LOG_DROPPED] = self._logs.error_writer.dropped + (access.dropped if access is not None else 0)
 
+    def _opener(self) -> Opener:
+        if self._tls is None:
+            return open_plain
+        timeout = self._settings.tls.ssl_handshake_timeout
+        return Handshake(context=self._tls, timeout=timeout, row=self._row, log=log)
+
     def _new_context(self, loop: asyncio.AbstractEventLoop) -> Context:
         http = self._settings.http
         limit = self._request_limit()
@@ -151,6 +169,7 @@ class Server:
             root_path=self._settings.app.root_path,
             forwarding=_forwarding(self._settings.proxy),
             limits=_limits(http, self._settings.limits),
+            secure=None if self._tls is None else Secure.of(self._tls),
             keep_alive=http.keep_alive,
             server_header=http.server_header,
             date_header=http.date_header,

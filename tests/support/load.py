@@ -19,6 +19,7 @@ from threading import Condition, Thread
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
 _BODY = bytes(range(256)) * 64
@@ -55,6 +56,7 @@ class Load:
 
     `pause` is the clients' think time in seconds, which bounds the rate. `seconds` bounds the load should its exit
     never come: a test on a busy machine takes long. `enter` is called first on its thread.
+    With `tls` the clients speak it, to a.test.
     """
 
     def __init__(
@@ -66,10 +68,12 @@ class Load:
         seconds: float = 900.0,
         pause: float = _PAUSE_SECONDS,
         enter: Callable[[], None] = lambda: None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.result = Result()
         self.pause = pause
         self._port = port
+        self.tls = tls
         self._clients = [*(True for _ in range(keep_alive)), *(False for _ in range(fresh))]
         self._seconds = seconds
         self._stop = False
@@ -180,7 +184,10 @@ class _Client:
         if self._streams is not None and self._streams[0].at_eof():
             await self._close()  # closed while idle, before this request was sent
         if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._load.port)
+            name = None if self._load.tls is None else "a.test"
+            self._streams = await asyncio.open_connection(
+                "127.0.0.1", self._load.port, ssl=self._load.tls, server_hostname=name
+            )
         return self._streams
 
     async def _close(self) -> None:

@@ -120,8 +120,6 @@ MISTAKES = [
         "--check-config, --print-config and --print-unit exclude each other; expected only one of them",
     ),
     (["--http2", "a:b"], 2, "--http2 is not available in this version"),
-    (["--ssl-keyfile", "k.pem", "a:b"], 2, "--ssl-keyfile is not available in this version"),
-    (["--http2", "a:b"], 2, "--http2 is not available in this version"),
     (
         ["-k", "uvicorn_worker.UvicornWorker", "a:b"],
         2,
@@ -253,7 +251,8 @@ def test_print_config_shows_each_value_with_its_origin(capsysbinary, monkeypatch
 
 
 NEEDING_OTHERS = [
-    *("app", "bind", "uds", "host", "port", "app_dir", "env_file", "log_config", "chdir", "workers", "reload_dirs")
+    *("app", "bind", "uds", "host", "port", "app_dir", "env_file", "log_config", "chdir", "workers", "reload_dirs"),
+    *("ssl_certfile", "ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs"),
 ]
 GIVEN = st.fixed_dictionaries(
     {"app": st.just("main:app")},

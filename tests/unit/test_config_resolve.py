@@ -142,8 +142,8 @@ def test_what_workers_inherit_is_no_setting_and_no_news(ask):
 
 
 def test_a_uvicorn_variable_that_has_no_counterpart_is_noted(ask):
-    notes = ask({}, {"UVICORN_SSL_KEYFILE": "key.pem"}).notes
-    assert notes == ("UVICORN_SSL_KEYFILE is not read: it is not available in this version",)
+    notes = ask({}, {"UVICORN_HTTP2": "1"}).notes
+    assert notes == ("UVICORN_HTTP2 is not read: it is not available in this version",)
 
 
 # --- addresses --------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ MISTAKES = [
         "procmgr.toml: unknown key 'timeout_graceful_shutdown'; procmgr calls it graceful_timeout",
     ),
     ({}, {}, "wsgi_app = 'a:b'", ConfigError, "procmgr.toml: unknown key 'wsgi_app'; procmgr calls it app"),
-    ({}, {}, "ssl_keyfile = 'a'", ConfigError, "procmgr.toml: ssl_keyfile is not available in this version"),
+    ({}, {}, "http2 = true", ConfigError, "procmgr.toml: http2 is not available in this version"),
     (
         {},
         {},
@@ -503,14 +503,17 @@ def test_nothing_changes_between_equal_settings(ask):
 @pytest.mark.parametrize("entry", TABLE.values(), ids=lambda entry: entry.name)
 def test_a_change_of_any_setting_is_seen(ask, tmp_path, entry):
     (tmp_path / "src").mkdir()
-    for name in (".env", "logging.toml"):
+    for name in (".env", "logging.toml", "tls.pem"):
         (tmp_path / name).touch()
     kind = entry.setting.kind
-    example = str(tmp_path) if entry.name == "chdir" else kind.example
+    file = str(tmp_path / "tls.pem")
+    places = {"chdir": str(tmp_path), **dict.fromkeys(("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"), file)}
+    example = places.get(entry.name, kind.example)
+    beside = {"ssl_keyfile": {"ssl_certfile": file}, "ssl_cert_reqs": {"ssl_ca_certs": file}}.get(entry.name, {})
     other = {"true": "false", "30": "31"}.get(example) if kind.parse(example) == entry.value else None
     if entry.name == "app":
         other = "other:app"
-    changed = changes(ask().settings, ask({entry.name: other or example}).settings)
+    changed = changes(ask(beside).settings, ask({**beside, entry.name: other or example}).settings)
     where = {Applies.LIVE: changed.live, Applies.ROLL: changed.roll, Applies.RESTART: changed.restart}
     assert entry.name in where[entry.setting.applies]
 

@@ -65,7 +65,17 @@ def test_uvicorns_keyword_names_are_settings():
 
 
 def test_what_uvicorn_calls_absent_by_default_may_be_passed_as_such():
-    Config(app, reload=False, reload_delay=0.25, ssl_keyfile=None, ws="none", proxy_headers=False, uds=None, fd=None)
+    Config(
+        app,
+        reload=False,
+        reload_delay=0.25,
+        ssl_keyfile=None,
+        ssl_context_factory=None,
+        ws="none",
+        proxy_headers=False,
+        uds=None,
+        fd=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +84,6 @@ def test_what_uvicorn_calls_absent_by_default_may_be_passed_as_such():
         ({"prot": 80}, TypeError, "unexpected keyword argument 'prot'; did you mean port?"),
         ({"port": "many"}, UsageError, "port='many'"),
         ({"port": 70000}, UsageError, "port=70000"),
-        ({"ssl_keyfile": "key.pem"}, UsageError, "ssl_keyfile is not available"),
         ({"http2": True}, UsageError, "http2 is not available"),
         ({"reload": True}, UsageError, "reload is for the daemon"),
         ({"reload_dirs": ["src"]}, UsageError, "reload_dirs is for the daemon"),
@@ -133,13 +142,13 @@ def command(monkeypatch):
     """Return a function that calls `run` and returns the daemon's command line instead of running it."""
     seen = []
 
-    def supervise(command):
+    def supervise(command, environ):
         seen.append(command)
         paths = [item.partition("=")[2] for item in command if item.startswith("--log-config=")]
         seen.extend(json.loads(Path(path).read_text()) for path in paths)
         return 0
 
-    monkeypatch.setattr(embed, "_supervise", supervise)
+    monkeypatch.setattr(embed, "supervise", supervise)
 
     def run(target, **keywords):
         seen.clear()
@@ -198,7 +207,8 @@ def test_reload_is_handed_to_the_daemon(command):
     [
         ("main", {}, "app='main'"),
         ("main:app", {"log_config": {"x": object()}}, "log_config cannot be handed to the daemon"),
-        ("main:app", {"ssl_keyfile": "key.pem"}, "ssl_keyfile is not available"),
+        ("main:app", {"http2": True}, "http2 is not available"),
+        ("main:app", {"ssl_context_factory": lambda *_: None}, "the daemon imports it"),
     ],
 )
 def test_what_cannot_be_given_to_the_daemon_is_refused_before_it_starts(command, target, keywords, said):

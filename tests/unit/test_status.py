@@ -19,6 +19,7 @@ from procmgr.arbiter.core.events import BootFailure, Exit
 from procmgr.arbiter.history import History
 from procmgr.arbiter.status import Releases, Status
 from procmgr.config.settings import MAX_WORKERS
+from procmgr.config.tls import TLSSettings
 from procmgr.errors import ConfigError
 
 
@@ -83,8 +84,10 @@ def test_the_status_of_the_largest_pool_full_of_requests_is_an_answer_that_can_b
         born=0.0,
         summary=lambda: "",
     )
-    settings = SimpleNamespace(process=SimpleNamespace(name="shop"), app=SimpleNamespace(app="shop:app"))
-    document = told.document(SimpleNamespace(settings=settings, listeners=()))
+    settings = SimpleNamespace(
+        process=SimpleNamespace(name="shop"), app=SimpleNamespace(app="shop:app"), tls=TLSSettings()
+    )
+    document = told.document(SimpleNamespace(settings=settings, listeners=(), certificates=None))
     assert len(document["workers"]) == MAX_WORKERS
     assert all(worker["in_flight"] for worker in document["workers"])
     assert len(control.encode(document)) < MAX_OUTPUT

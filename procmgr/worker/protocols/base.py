@@ -15,7 +15,7 @@ import asyncio
 import socket
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from procmgr.worker.protocols.context import WINDOW, Context, DrainMode, Limits
 from procmgr.worker.protocols.pace import Pace
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Address", "Connection", "Context", "DrainMode", "Limits", "Phase", "Waiters", "http_factory"]
 
 Address = tuple[str, int | None]
+CodecName = Literal["httptools", "h11"]
 
 LINGER: Final = 2.0
 """Seconds for which a closing connection is read to its end, once all is written."""
@@ -84,7 +85,7 @@ class Waiters:
                 future.set_result(None)
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BaseProtocol):
     """An accepted connection, below its protocol: addresses, flow control, deadlines, drain, lingering close."""
 
     __slots__ = (
@@ -103,6 +104,7 @@ class Connection(asyncio.Protocol):
         "phase",
         "reading",
         "server",
+        "tls",
         "transport",
         "trusted",
         "write_paused",
@@ -122,6 +124,7 @@ class Connection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._out_bytes = 0
         self.handed = 0
+        self.tls: dict[str, Any] | None = None
         self._writable: Waiters | None = None
         self._write_pace: Pace | None = None
         self.bucket: set[Member] = set()
@@ -136,8 +139,8 @@ class Connection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.client = _address(transport.get_extra_info("peername"))
-        self.server = _address(transport.get_extra_info("sockname"))
+        self.client = address(transport.get_extra_info("peername"))
+        self.server = address(transport.get_extra_info("sockname"))
         context = self.context
         self.trusted = context.forwarding.trusts(self.client)
         context.opened(self)
@@ -206,6 +209,14 @@ class Connection(asyncio.Protocol):
 
     # -- what a protocol defines ---------------------------------------------------------------------------------
 
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the socket."""
+        raise NotImplementedError
+
+    def eof_received(self) -> bool:
+        """Take the client's end of file; return whether to keep the socket open."""
+        raise NotImplementedError
+
     @property
     def idle(self) -> bool:
         """Whether nothing is in progress and nothing unread has arrived."""
@@ -237,7 +248,7 @@ class Connection(asyncio.Protocol):
     def hand_over(self, successor: Connection) -> None:
         """Let another protocol have the transport and this connection's place."""
         self.flush()
-        for name in ("transport", "client", "server", "trusted", "eof", "reading", "write_paused", "handed"):
+        for name in ("transport", "tls", "client", "server", "trusted", "eof", "reading", "write_paused", "handed"):
             setattr(successor, name, getattr(self, name))
         self.bucket.discard(self)
         self._shut(Phase.GONE)
@@ -293,7 +304,7 @@ class Connection(asyncio.Protocol):
         """Close what was idle, lingered or took its time for too long; return when to look again."""
         if self.phase is Phase.GONE:
             return None
-        waiting = self.transport.get_write_buffer_size()
+        waiting = self.unsent()
         if self._takes_too_slowly(now, waiting):
             self.abort()
             return None
@@ -301,8 +312,16 @@ class Connection(asyncio.Protocol):
             return self.busy_due(now) if self.busy else self.waiting_due(now)
         if waiting:
             return now + LINGER  # a slow reader still takes the response: the bound counts from its last byte
-        self.transport.close()
+        self.let_go()
         return None
+
+    def unsent(self) -> int:
+        """Return how much of what was written has not left this process, in bytes."""
+        return self.transport.get_write_buffer_size()
+
+    def let_go(self) -> None:
+        """End a connection that lingered for long enough."""
+        self.transport.close()
 
     def _takes_too_slowly(self, now: float, waiting: int) -> bool:
         rate = self.context.limits.rate
@@ -360,7 +379,7 @@ class Connection(asyncio.Protocol):
             self.context.loop.call_later(WINDOW, self.close_if_idle)
 
 
-def _address(name: object) -> Address | None:
+def address(name: object) -> Address | None:
     """Return ASGI's pair for a socket name: (host, port), (path, None) for a Unix socket, None for an unnamed one."""
     if isinstance(name, (tuple, list)) and len(name) >= 2:
         return str(name[0]), int(name[1])
@@ -369,9 +388,10 @@ def _address(name: object) -> Address | None:
     return (name, None) if isinstance(name, str) and name else None
 
 
-def http_factory(context: Context, codec: Literal["httptools", "h11"]) -> Callable[[], asyncio.Protocol]:
+def http_factory(context: Context, codec: CodecName) -> Callable[[], asyncio.BaseProtocol]:
     """Return what makes the protocol for each accepted connection."""
     from procmgr.worker.protocols.http1 import Http1Connection  # noqa: PLC0415 - which builds on this module
+    from procmgr.worker.protocols.secure import SecureHttp1Connection  # noqa: PLC0415 - likewise
 
     codec_class: Callable[[int], Codec]
     if codec == "httptools":
@@ -382,4 +402,4 @@ def http_factory(context: Context, codec: Literal["httptools", "h11"]) -> Callab
         from procmgr.worker.protocols.h11_codec import H11Codec  # noqa: PLC0415 - load the one in use
 
         codec_class = H11Codec
-    return partial(Http1Connection, context, codec_class)
+    return partial(Http1Connection if context.secure is None else SecureHttp1Connection, context, codec_class)

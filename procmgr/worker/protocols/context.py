@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from procmgr.worker.cycle import Cycle
     from procmgr.worker.protocols.framing import Request
     from procmgr.worker.protocols.http1 import Http1Connection
+    from procmgr.worker.protocols.secure import Secure
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -147,6 +148,7 @@ class Context:
         "root_path",
         "row",
         "scope_template",
+        "secure",
         "served",
         "start",
         "state",
@@ -167,7 +169,7 @@ class Context:
         state: dict[str, Any] | None = None,
         root_path: str = "",
         forwarding: Forwarding | None = None,
-        scheme: str = "http",
+        secure: Secure | None = None,
         limits: Limits | None = None,
         keep_alive: float = 5.0,
         server_header: bool = True,
@@ -178,9 +180,10 @@ class Context:
         reset_contextvars: bool = False,
         upgrade: Callable[[Http1Connection, Request], Cycle | None] | None = None,
     ) -> None:
-        """Take what the server resolved; `state` is None where no lifespan is used, `max_requests` 0 is no limit.
+        """Take what the server resolved.
 
-        `upgrade` returns the cycle of a request that changes the protocol, None for another.
+        `state` is None where no lifespan is used, `max_requests` 0 is no limit, `secure` is what TLS needs. `upgrade`
+        returns the cycle of a request that changes the protocol, None for another.
         """
         self.app = app
         self.loop = loop
@@ -193,6 +196,8 @@ class Context:
         self.access = access
         self.state = state
         self.root_path = root_path
+        self.secure = secure
+        scheme = "https" if secure else "http"
         self.scope_template = scope_template(scheme=scheme, root_path=root_path, state=state)
         self.forwarding = forwarding or Forwarding()
         self.limits = limits or Limits()

@@ -263,6 +263,8 @@ class Http1Connection(Connection):
         elif cycle.request.chunked and -self._body_left > self.context.limits.discard:
             self.close()
 
+    scope = staticmethod(http_scope)
+
     def _start(self, cycle: Cycle) -> None:
         """Run the application."""
         context = self.context
@@ -274,7 +276,7 @@ class Http1Connection(Connection):
             return
         request = cycle.request
         cycle.record = context.began(request)
-        scope = http_scope(context, request, self.client, self.server)
+        scope = self.scope(context, request, self.client, self.server)
         if request.forwarded and self.trusted:
             self._believe(scope, request)
         coroutine = cycle.run(context.app, scope)

@@ -26,6 +26,7 @@ from procmgr.worker.protocols.context import DrainMode
 from procmgr.worker.protocols.frames import ABNORMAL, INTERNAL_ERROR, RESTARTING, Closed, Pong
 from procmgr.worker.protocols.handshake import asks_for_websocket, negotiate
 from procmgr.worker.protocols.response import STATUS_LINES
+from procmgr.worker.protocols.secure import SecureConnection
 from procmgr.worker.protocols.websocket import WebSocketCycle
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def upgrader(make_codec: MakeCodec, options: WebSocketOptions) -> Callable[[Http
 
         def accept(cycle: WebSocketCycle, lines: bytes) -> WebSocketConnection:
             http.write(b"".join((STATUS_LINES[101], lines, b"\r\n")))
-            connection = WebSocketConnection(http, cycle, make_codec(handshake, options.max_size), options)
+            kind = WebSocketConnection if http.context.secure is None else SecureWebSocketConnection
+            connection = kind(http, cycle, make_codec(handshake, options.max_size), options)
             connection.begin(http.release())
             return connection
 
@@ -328,3 +330,14 @@ class WebSocketConnection(Connection):
                 received=self._received,
                 sent=self._sent,
             )
+
+
+class SecureWebSocketConnection(SecureConnection, WebSocketConnection):
+    """One connection that speaks WebSocket over TLS."""
+
+    __slots__ = ()
+
+    @property
+    def expecting(self) -> bool:
+        """Whether the client may be in the midst of sending something: what it sends now is of no interest."""
+        return False
