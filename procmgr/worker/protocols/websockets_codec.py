@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
+from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 from websockets.extensions import Extension
@@ -33,7 +34,7 @@ class WebsocketsCodec:
     def __init__(self, handshake: Handshake, max_size: int) -> None:
         self.replies: list[bytes] = []
         self._texts: deque[str] = deque()
-        self._parts: bytearray | None = None
+        self._parts: BytesIO | None = None
         self._is_text = False
         self._protocol = protocol = WebSocket(SERVER, state=OPEN, max_size=max_size, logger=SILENT)
         # Applied from the last to the first to what arrives: text is looked at once it is inflated.
@@ -61,7 +62,8 @@ class WebsocketsCodec:
                 return bytes(frame.data)
             case Opcode.TEXT | Opcode.BINARY:
                 self._is_text = frame.opcode is Opcode.TEXT
-                self._parts = bytearray(frame.data)
+                self._parts = BytesIO()
+                self._parts.write(frame.data)
             case Opcode.CONT if self._parts is not None:
                 return self._continued(self._parts, frame)
             case Opcode.PONG:
@@ -72,13 +74,13 @@ class WebsocketsCodec:
                 pass  # a ping is answered already
         return None
 
-    def _continued(self, parts: bytearray, frame: Frame) -> str | bytes | None:
+    def _continued(self, parts: BytesIO, frame: Frame) -> str | bytes | None:
         """Add to a fragmented message; kept as bytes, since many small strings would weigh many times as much."""
-        parts += frame.data
+        parts.write(frame.data)
         if not frame.fin:
             return None
         self._parts = None
-        return parts.decode() if self._is_text else bytes(parts)
+        return parts.getvalue().decode() if self._is_text else parts.getvalue()
 
     def text(self, text: str) -> bytes:
         """Return the frame of a text message. Raises `UnicodeEncodeError` for surrogates."""

@@ -8,6 +8,7 @@ and deflating is done here too, with the streams that the handshake agreed on.
 from __future__ import annotations
 
 import zlib
+from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 from wsproto.connection import SERVER, Connection, ConnectionState
@@ -36,7 +37,7 @@ class WsprotoCodec:
     def __init__(self, handshake: Handshake, max_size: int) -> None:
         self.replies: list[bytes] = []
         self._max_size = max_size
-        self._parts = bytearray()
+        self._parts = BytesIO()
         extensions: list[Extension] = [_Deflate(handshake.deflate)] if handshake.deflate else []
         self._connection = Connection(SERVER, extensions)
 
@@ -69,19 +70,18 @@ class WsprotoCodec:
 
     def _message(self, part: TextMessage | BytesMessage) -> Event | None:
         text = isinstance(part, TextMessage)
-        if part.message_finished and not self._parts:
+        if part.message_finished and not self._parts.tell():
             whole = part.data.encode() if isinstance(part.data, str) and not part.data.isascii() else part.data
             if len(whole) > self._max_size:
                 return self._closed(TOO_BIG, "message too big")
             return part.data if isinstance(part.data, str) else bytes(part.data)
-        # As bytes: a string takes up to four for each, and much more in small pieces.
-        self._parts += part.data.encode() if isinstance(part.data, str) else part.data
-        if len(self._parts) > self._max_size:
+        # As bytes: a string takes up to four for each, and much more in small pieces. BytesIO gives its buffer away.
+        self._parts.write(part.data.encode() if isinstance(part.data, str) else part.data)
+        if self._parts.tell() > self._max_size:
             return self._closed(TOO_BIG, "message too big")
         if not part.message_finished:
             return None
-        message = bytes(self._parts)
-        self._parts.clear()
+        message, self._parts = self._parts.getvalue(), BytesIO()
         return message.decode() if text else message
 
     def _closed(self, code: int, reason: str) -> Closed:
