@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import ssl
 
 import pytest
+import trustme
 from support import box as boxes
 from support import proc
 from support.daemon import ROOT
@@ -209,6 +211,20 @@ def test_workers_read_a_credential_that_their_user_may_not_read(box, started):
     unit, port = started("secrets", drop_in=drop_in)
     box.run("systemctl", "reload", unit)
     assert box.get(port, "/secret")["secret"] == "squeamish ossifrage"
+
+
+def test_a_key_that_only_root_may_read_serves_https(box, started):
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    box.write("/etc/procmgr/https.cert.pem", "".join(each.bytes().decode() for each in issued.cert_chain_pems))
+    box.write("/etc/procmgr/https.key.pem", issued.private_key_pem.bytes().decode(), 0o600)
+    _, port = started("https", drop_in=(ROOT / "systemd/variants/tls.conf").read_text())
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    connection = box.connect(port)
+    connection.sock = context.wrap_socket(connection.sock, server_hostname="localhost")
+    assert connection.get()[0].status == 200
+    connection.close()
 
 
 def test_a_unit_that_print_unit_wrote_starts_this_application(box):
