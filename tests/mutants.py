@@ -118,8 +118,8 @@ def statements(node):
             yield replaced(node, test=constant(value=False))
         case ast.While() | ast.For():
             yield ast.Pass()
-        case ast.Expr(value=ast.Constant()):
-            return
+        case ast.Expr(value=ast.Constant() | ast.Call(func=ast.Name(id="assert_never"))):
+            return  # words, and what is never reached
         case ast.Expr() | ast.Assign() | ast.AugAssign() | ast.Delete() | ast.Raise():
             yield ast.Pass()
         case ast.Return(value=value) if value is not None and not isinstance(value, ast.Constant):

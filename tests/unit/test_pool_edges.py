@@ -13,9 +13,11 @@ from sim.drive import Drive, serving
 from procmgr.arbiter.core import actions, events
 from procmgr.arbiter.core.actions import KillReason, ReloadEnded, ReloadOutcome
 from procmgr.arbiter.core.events import BootFailure, Exit, StopLevel
+from procmgr.arbiter.core.horizon import task
 from procmgr.arbiter.core.model import Phase, Worker
 from procmgr.arbiter.core.plan import Cohort, plan, slot_for
 from procmgr.arbiter.core.policy import MAX_WORKERS, Backoff, Handover, Policy, bounded
+from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.core.view import status_line
 
 MIB = 1024 * 1024
@@ -274,6 +276,24 @@ def test_a_worker_that_hangs_while_it_retires_is_no_failure():
     assert drive.view.failures == 0
 
 
+def test_a_worker_that_is_stopped_while_it_retires_is_no_failure():
+    drive = Drive(workers=2)
+    drive.ready(1, 2)
+    drive.send(events.ScaleTo(1))
+    assert drive.send(events.Suspended(2)) == [actions.Kill(2, KillReason.SUSPENDED)]
+    assert drive.view.failures == 0
+
+
+def test_a_pool_that_has_not_begun_waits_for_nothing():
+    pool = Pool(Policy(workers=1), now=0.0, random=lambda: 0.5)
+    assert (pool.view().backoff_until, pool.deadline()) == (None, None)
+
+
+def test_the_horizon_of_a_start_has_every_boot_and_every_whole_wait_in_it():
+    policy = Policy(workers=1, boot_timeout=10.0, dump_grace=1.0, kill_grace=2.0, boot_attempts=3)
+    assert task(Drive(workers=1).view, policy).seconds == 3 * 13.0 + 0.5 + 1.0
+
+
 def test_after_a_row_that_ended_the_next_begins_from_the_start():
     drive = Drive(workers=1, boot_attempts=9)
     for worker_id in (1, 2):
@@ -349,6 +369,13 @@ def test_a_new_worker_that_dies_before_the_commit_rolls_back_however_long_it_had
     drive.wait(30)
     drive.died(3, KILLED)
     assert [ended.outcome for ended in drive.of(ReloadEnded)] == [ReloadOutcome.ROLLED_BACK]
+
+
+def test_when_all_boots_time_out_at_once_the_pool_gives_up_once():
+    drive = Drive(workers=3, boot_attempts=1, boot_timeout=10.0)
+    drive.spawned(1, 2, 3)
+    drive.wait(10)
+    assert drive.of(actions.GaveUp) == [actions.GaveUp(1, BootFailure.TIMED_OUT)]
 
 
 def test_reconfiguring_reaches_a_roll_that_is_not_committed():
@@ -448,6 +475,23 @@ def test_an_arbiter_that_is_late_by_a_tenth_of_a_second_excuses_nobody():
     assert drive.beat(1) == [actions.LoopLate(1, pytest.approx(1.09))]
 
 
+def test_a_loop_that_blocks_before_its_first_beat_is_late():
+    drive = Drive(workers=1, slow_loop=1.0)
+    drive.ready(1)
+    drive.now = 2.0
+    assert drive.beat(1) == [actions.LoopLate(1, 1.0)]
+
+
+def test_a_worker_that_was_killed_is_not_called_late():
+    drive = serving(1, slow_loop=5.0, beat_timeout=0.0, graceful_timeout=1.0, kill_grace=1.0)
+    drive.send(events.Stop(StopLevel.GRACEFUL))
+    said = []
+    for _ in range(20):
+        drive.now += 0.5
+        said += drive.beat(1)
+    assert said == [actions.Kill(1, KillReason.DRAIN_TIMEOUT)]
+
+
 # What is shown and kept
 
 
@@ -456,6 +500,13 @@ def test_an_upgrade_stands_at_the_end_of_the_line_until_a_stop():
     assert status_line(drive.view, "upgrade refused") == "1/1 workers ready, generation 1; upgrade refused"
     drive.send(events.Stop(StopLevel.GRACEFUL))
     assert status_line(drive.view, "upgrade refused") == "stopping, 1 worker draining"
+
+
+def test_the_line_of_a_roll_says_that_nobody_is_ready():
+    drive = serving(1)
+    drive.reload()
+    drive.died(1, KILLED)
+    assert status_line(drive.view) == "0/1 workers ready, rolling to generation 2"
 
 
 def test_a_snapshot_is_plain_and_has_nothing_of_the_moment():

@@ -134,12 +134,10 @@ class Worker:
         return self.beat_at + beat_timeout  # which is `inf` before it is ready
 
     def late_at(self, policy: Policy) -> float:
-        """Return when its beat is overdue by so much that it is to be said; `inf` if it was, or will be found hung."""
-        hung_at = self.hung_at(policy.beat_timeout)
+        """Return when its beat is overdue by so much that it is to be said; `inf` if it was, or it is given up."""
         if not policy.slow_loop or self.late or self.doomed or self.killed:
             return inf
-        late_at = max(self.beat_at + policy.beat_interval + policy.slow_loop, self.excused_until)
-        return late_at if late_at < hung_at else inf
+        return max(self.beat_at + policy.beat_interval + policy.slow_loop, self.excused_until)
 
     def excuse(self, until: float) -> None:
         """Take its beat for timely until then: the arbiter did not run either."""
