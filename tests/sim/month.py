@@ -178,6 +178,10 @@ class Month:
     def grow(self):
         self.strike("grow")
 
+    def memory_short(self):
+        used = ((worker_id, self.random.choice([60, 90, 150])) for worker_id in self.host.processes)
+        self.host.send(events.MemoryShort(tuple(used)))
+
     def burst(self):
         self.strike("burst")
 
@@ -309,7 +313,7 @@ class Month:
 
 
 FAULTS = [Month.crash, Month.kill, Month.leave, Month.hang, Month.stall, Month.sigstop, Month.term]
-LIMITS = [Month.recycle, Month.grow, Month.burst]
+LIMITS = [Month.recycle, Month.grow, Month.burst, Month.memory_short]
 DISASTERS = [Month.all_at_once, Month.no_forks, Month.zygote_dies, Month.clock_jumps]
 WISHES = [Month.upgrade, Month.scale_by, Month.scale_to, Month.reconfigure]
 DEPLOYS = [Month.deploy, Month.reload_good, Month.reload_bad, Month.reload_thrice]

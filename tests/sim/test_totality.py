@@ -90,6 +90,10 @@ EVENTS = {
         events.Beats(((SUBJECT, 1e9), (UNKNOWN, 0.0))),
         events.Beats(((SUBJECT, float("nan")),)),
     ],
+    events.MemoryShort: [
+        events.MemoryShort(()),
+        events.MemoryShort(((SUBJECT, 90), (2, 80), (UNKNOWN, 100))),
+    ],
     events.Spawned: [events.Spawned(SUBJECT, 101), events.Spawned(UNKNOWN, 199)],
     events.SpawnFailed: [
         *(events.SpawnFailed(SUBJECT, "EAGAIN", why) for why in (BootFailure.REFUSED, BootFailure.FAILED)),
