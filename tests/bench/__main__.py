@@ -15,12 +15,11 @@ from bench.cli import count, interpreters, interrupt_on_stops, some_of
 from bench.environment import BenchError, build, need
 from bench.measure import CONNECTIONS
 from bench.rounds import Bench
+from bench.rows import BY_NAME, IDLE, NAMES
 from bench.servers import SERVERS, YARDSTICK
 
 if TYPE_CHECKING:
     from bench.environment import Environment
-
-ROWS = ("hello", "varied", "log", "idle")
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -29,7 +28,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=count, default=7, metavar="N", help="rounds of every server (7)")
     parser.add_argument("--seconds", type=count, default=2, metavar="N", help="load on a server in a round (2)")
     parser.add_argument("--servers", type=some_of(SERVERS), default=SERVERS, metavar="A,B", help=",".join(SERVERS))
-    parser.add_argument("--rows", type=some_of(ROWS), default=ROWS, metavar="A,B", help=",".join(ROWS))
+    parser.add_argument("--rows", type=some_of(NAMES), default=NAMES, metavar="A,B", help=",".join(NAMES))
     parser.add_argument("--python", metavar="A,B", help="versions or paths (3.11 and 3.13 where found)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's numbers to FILE")
     return parser.parse_args(argv)
@@ -58,13 +57,13 @@ def measure(env: Environment, chosen: argparse.Namespace, scratch: Path) -> dict
     result: dict[str, Any] = {"python": env.python, "versions": env.versions, "failures": bench.failures}
     os.sched_setaffinity(0, cores[:-1] or cores)
     for row in chosen.rows:
-        if row == "idle":
+        if row == IDLE:
             result[row] = bench.idle(cores=",".join(map(str, cores)))
             print("\n".join(report.idle_table(result[row])), flush=True)
         else:
-            rounds = bench.loads(access_log=row == "log", varied=row == "varied")
+            rounds = bench.loads(BY_NAME[row])
             result[row] = [{name: [one.per_second, one.cpu_us] for name, one in found.items()} for found in rounds]
-            print("\n".join(report.table(row, rounds)), flush=True)
+            print("\n".join(report.table(BY_NAME[row], rounds)), flush=True)
     os.sched_setaffinity(0, cores)
     return result
 

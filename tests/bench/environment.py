@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("3.11", "3.13")
-PEERS = ("uvicorn[standard]", "uvicorn-worker", "gunicorn", "granian", "uvloop", "httptools")
+PEERS = ("uvicorn[standard]", "uvicorn-worker", "gunicorn", "granian", "uvloop", "httptools", "fastapi")
 SHOWN = ("procmgr", "uvicorn", "gunicorn", "granian", "uvloop", "httptools")
 
 

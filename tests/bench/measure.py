@@ -13,10 +13,11 @@ from bench.environment import BenchError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from bench.rows import Row
     from bench.servers import Running
 
 CONNECTIONS = 32
-VARIED = Path(__file__).with_name("varied.lua")
+SCRIPT = Path(__file__).with_name("load.lua")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +28,10 @@ class Load:
     cpu_us: float  # processor time of the server's processes per request, microseconds
 
 
-def load(server: Running, *, core: str, seconds: int, varied: bool) -> Load:
-    """Run wrk against a server, pinned to `core`, on kept-alive connections."""
+def load(server: Running, row: Row, *, core: str, seconds: int) -> Load:
+    """Run wrk against a server, pinned to `core`."""
     before = cpu_ns(server.pids())
-    text = wrk(server.url, core=core, seconds=seconds, varied=varied)
+    text = wrk(server.url, row, core=core, seconds=seconds)
     used = cpu_ns(server.pids()) - before
     if problem := re.search(r"(Socket errors: .*|Non-2xx or 3xx responses: .*)", text):
         raise BenchError(f"{server.name} failed under load: {problem[1]}")
@@ -40,10 +41,11 @@ def load(server: Running, *, core: str, seconds: int, varied: bool) -> Load:
     return Load(per_second=float(rate[1]), cpu_us=used / 1000 / int(requests[1]))
 
 
-def wrk(url: str, *, core: str, seconds: int, varied: bool) -> str:
+def wrk(url: str, row: Row, *, core: str, seconds: int) -> str:
     """Run wrk once, bounded."""
-    script = ["-s", str(VARIED)] if varied else []
-    command = ["taskset", "-c", core, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", *script, url]
+    # A plain load is made without Lua, which would be slower than the fastest servers.
+    script, words = ([], []) if row.how == "plain" else (["-s", str(SCRIPT)], ["--", row.how])
+    command = ["taskset", "-c", core, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", *script, url, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             return process.communicate(timeout=seconds + 15)[0]

@@ -9,13 +9,8 @@ from bench.servers import YARDSTICK
 
 if TYPE_CHECKING:
     from bench.measure import Load
+    from bench.rows import Row
 
-TITLES = {
-    "hello": "hello world, no access log, 1 worker",
-    "varied": "the same, another URL every time",
-    "log": "hello world, access log, 1 worker",
-}
-BARS = {"hello": 1.8, "log": 3.0}  # procmgr ÷ uvicorn, at least
 IDLE_CPU_BAR, IDLE_PSS_BAR = 0.2, 25.0  # % of a core, MiB: the arbiter, at most
 
 
@@ -32,17 +27,17 @@ def ratios(rounds: list[dict[str, Load]], name: str) -> list[float]:
     return [one[name].per_second / one[YARDSTICK].per_second for one in rounds if name in one and YARDSTICK in one]
 
 
-def table(row: str, rounds: list[dict[str, Load]]) -> list[str]:
+def table(row: Row, rounds: list[dict[str, Load]]) -> list[str]:
     """Render one row of the bench, fastest first, and hold procmgr to its bar."""
-    lines = [f"\n{TITLES[row]:42} req/s  x {YARDSTICK}   quartiles       CPU us/req"]
+    lines = [f"\n{row.title:42} req/s  x {YARDSTICK}   quartiles       CPU us/req"]
     names = {name for one in rounds if YARDSTICK in one for name in one}
     medians = {n: statistics.median(one[n].per_second for one in rounds if n in one) for n in names}
     for name in sorted(names, key=lambda n: -medians[n]):
         cpu = statistics.median(one[name].cpu_us for one in rounds if name in one)
         low, middle, high = spread(ratios(rounds, name))
         lines.append(f"  {name:36} {medians[name]:9.0f} {middle:8.2f}   {low:.2f} to {high:.2f}  {cpu:12.1f}")
-    if "procmgr" in names and row in BARS:
-        lines.append(verdict(f"procmgr / {YARDSTICK}", spread(ratios(rounds, "procmgr"))[1], at_least=BARS[row]))
+    if "procmgr" in names and row.bar is not None:
+        lines.append(verdict(f"procmgr / {YARDSTICK}", spread(ratios(rounds, "procmgr"))[1], at_least=row.bar))
     return lines
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.environment import BenchError
 from bench.measure import Load, cpu_ns, load, pss_mib
+from bench.rows import BY_NAME
 from bench.servers import Running
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.environment import Environment
+    from bench.rows import Row
 
 IDLE_WORKERS = 4
 IDLE_SETTLE_SECONDS = 3
@@ -36,16 +38,15 @@ class Bench:
     scratch: Path
     failures: list[str] = field(default_factory=list)
 
-    def loads(self, *, access_log: bool, varied: bool) -> list[dict[str, Load]]:
+    def loads(self, row: Row) -> list[dict[str, Load]]:
         """Measure every server once a round, in shuffled order, the others idle."""
-        # The bare protocol knows no log.
-        names = [name for name in self.servers if not (access_log and name == "bare")]
+        names = [name for name in self.servers if row.bare or name != "bare"]
         rounds = []
-        with self.started(names, cores=self.core, workers=1, access_log=access_log) as running:
-            self.one_round(running, seconds=1, varied=varied)  # to warm up
+        with self.started(names, row, cores=self.core, workers=1) as running:
+            self.one_round(running, row, seconds=1)  # to warm up
             for _ in range(self.rounds):
                 order = random.sample(running, len(running))
-                rounds.append(self.one_round(order, seconds=self.seconds, varied=varied))
+                rounds.append(self.one_round(order, row, seconds=self.seconds))
                 for server in running:
                     server.forget_log()
         return rounds
@@ -53,7 +54,7 @@ class Bench:
     def idle(self, *, cores: str) -> dict[str, dict[str, float]]:
         """Measure what servers of IDLE_WORKERS workers cost while nothing happens, all in the same window."""
         names = [name for name in self.servers if name != "bare"]
-        with self.started(names, cores=cores, workers=IDLE_WORKERS, access_log=True) as running:
+        with self.started(names, BY_NAME["log"], cores=cores, workers=IDLE_WORKERS) as running:
             time.sleep(IDLE_SETTLE_SECONDS)
             groups = {one.name: ([one.pid], one.pids()) for one in running}
             before = {name: [cpu_ns(pids) for pids in pair] for name, pair in groups.items()}
@@ -68,13 +69,21 @@ class Bench:
         return costs
 
     @contextmanager
-    def started(self, names: list[str], *, cores: str, workers: int, access_log: bool) -> Iterator[list[Running]]:
+    def started(self, names: list[str], row: Row, *, cores: str, workers: int) -> Iterator[list[Running]]:
         """Have servers running and checked, without those that fail; all are ended on the way out."""
         with ExitStack() as stack:
             running = []
             for name in names:
                 server = Running(
-                    name, self.env, scratch=self.scratch, cores=cores, workers=workers, access_log=access_log
+                    name,
+                    self.env,
+                    scratch=self.scratch,
+                    cores=cores,
+                    workers=workers,
+                    access_log=row.access_log,
+                    app=row.app,
+                    path=row.path,
+                    answer=row.answer,
                 )
                 stack.callback(server.stop)
                 try:
@@ -85,12 +94,12 @@ class Bench:
                     running.append(server)
             yield running
 
-    def one_round(self, order: list[Running], *, seconds: int, varied: bool) -> dict[str, Load]:
+    def one_round(self, order: list[Running], row: Row, *, seconds: int) -> dict[str, Load]:
         """Load each server in turn; one that fails has no number in this round."""
         found = {}
         for server in order:
             try:
-                found[server.name] = load(server, core=self.wrk_core, seconds=seconds, varied=varied)
+                found[server.name] = load(server, row, core=self.wrk_core, seconds=seconds)
             except BenchError as error:
                 self.fail(error)
         return found

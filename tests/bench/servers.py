@@ -74,10 +74,13 @@ class Running:
         workers: int,
         access_log: bool,
         app: str = APP,
+        path: str = "/",
+        answer: bytes = BODY,
         extra: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
     ):
         self.name, self.access_log, self.port = name, access_log, free_port()
+        self.path, self.answer = path, answer
         # All write to the same kind of file, so that no server gains by where its log goes.
         self.log = scratch / f"{name}-{self.port}.log"
         words = command(name, env, self.port, workers=workers, access_log=access_log, app=app, extra=extra)
@@ -100,21 +103,21 @@ class Running:
     @property
     def url(self) -> str:
         """Where it answers."""
-        return f"http://{HOST}:{self.port}/"
+        return f"http://{HOST}:{self.port}{self.path}"
 
     def await_ready(self) -> None:
         """Wait for the first answer, then hold it and CHECKS more to the expected one."""
         end = time.monotonic() + BOOT_SECONDS
-        while not self.answers():
+        while not self.answers(self.path):
             if self.process.poll() is not None or time.monotonic() > end:
                 raise BenchError(f"{self.name} does not answer; its last words: {self.last_words()}")
             time.sleep(0.05)
         for _ in range(CHECKS):
-            if not self.answers(CHECKED):
+            if not self.answers(CHECKED if self.access_log else self.path):
                 raise BenchError(f"{self.name} stopped answering; its last words: {self.last_words()}")
         self.check_log()
 
-    def answers(self, path: str = "/") -> bool:
+    def answers(self, path: str) -> bool:
         """Make one request; False when nobody listens, BenchError when the answer is another."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
         try:
@@ -125,13 +128,14 @@ class Running:
             return False
         finally:
             connection.close()
-        if (status, body) != (200, BODY):
-            raise BenchError(f"{self.name} answered {status} {body[:80]!r} instead of 200 {BODY!r}")
+        if (status, body) != (200, self.answer):
+            raise BenchError(f"{self.name} answered {status} {body[:80]!r} instead of 200 {self.answer[:80]!r}")
         return True
 
     def check_log(self) -> None:
         """See that each request was logged where it should be, and none where it should not."""
-        expected, line, end = CHECKS if self.access_log else 0, f"GET {CHECKED}".encode(), time.monotonic() + 3
+        path = CHECKED if self.access_log else self.path
+        expected, line, end = CHECKS if self.access_log else 0, f"GET {path}".encode(), time.monotonic() + 3
         while (found := self.log.read_bytes().count(line)) < expected and time.monotonic() < end:
             time.sleep(0.05)
         if found != expected:
