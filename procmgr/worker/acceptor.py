@@ -4,8 +4,8 @@ Why not loop.create_server: asyncio and libuv accept until EAGAIN, so that one w
 long-lived connections the skew lasts. Out of descriptors, libuv accepts and closes what is queued, and asyncio reports
 once per queued connection. And neither can empty the queue before it closes the listener.
 
-So: one accept(2) per wake of the loop, the others wake too and take the next; a failure pauses for `PAUSE` seconds,
-while what is queued waits; and `take_queue` accepts all there is. The price is about 15 µs per connection under uvloop.
+So: one accept(2) per wake of the loop, the others wake too and take the next, unless there are no others; a failure
+pauses for `PAUSE` seconds, while what is queued waits; and `take_queue` accepts all there is.
 
 What is accepted becomes a connection beside the loop's other work, by `open_plain` or after a handshake (`worker.tls`).
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PAUSE: Final = 0.1
 """Seconds."""
 
+_BURST: Final = 32
 _COMPLAIN_EVERY: Final = 60.0
 _MORE_THAN_A_QUEUE: Final = 65536  # so that emptying a queue ends although clients keep coming
 _NOTHING_TO_ACCEPT: Final = frozenset(
@@ -64,6 +65,7 @@ class Acceptor:
     """
 
     __slots__ = (
+        "_burst",
         "_complained",
         "_factory",
         "_handing_over",
@@ -83,12 +85,15 @@ class Acceptor:
         factory: Callable[[], asyncio.BaseProtocol],
         log: logging.Logger,
         opener: Opener = open_plain,
+        alone: bool = False,
     ) -> None:
+        """Take over `listener`; `alone` if no other worker accepts from it."""
         self._loop = loop
         self._listener = listener
         self._factory = factory
         self._log = log
         self._opener = opener
+        self._burst = _BURST if alone else 1
         self._paused: asyncio.TimerHandle | None = None
         self._complained = float("-inf")
         self._handing_over: set[asyncio.Task[None]] = set()
@@ -98,7 +103,7 @@ class Acceptor:
         """Accept from now on."""
         self._paused = None
         self._held = False
-        self._loop.add_reader(self._listener.sock, self._accept)
+        self._loop.add_reader(self._listener.sock, self._wake)
 
     def hold(self) -> None:
         """Accept no more until `start` is called; what is queued waits for it, or for somebody else."""
@@ -138,6 +143,11 @@ class Acceptor:
         """Let go of what has not become a connection yet."""
         for task in self._handing_over:
             task.cancel()
+
+    def _wake(self) -> None:
+        for _ in range(self._burst):
+            if not self._accept():
+                return
 
     def _accept(self) -> bool:
         """Accept one connection; return whether there may be another."""

@@ -55,7 +55,7 @@ class Claim:
 class Forwarding:
     """Reads the fields of trusted proxies, the same for all connections of a worker."""
 
-    __slots__ = ("_everybody", "_fields", "_known", "_networks", "_unix")
+    __slots__ = ("_everybody", "_fields", "_known", "_networks", "_peers", "_unix")
 
     def __init__(self, *, trusted: Iterable[str] = (), fields: Iterable[str] = ()) -> None:
         """Take addresses, networks and the words above, and which of `FORWARDING_FIELDS` count. Raises `ValueError`."""
@@ -64,13 +64,22 @@ class Forwarding:
         self._unix = self._everybody or UNIX in words
         self._networks = [ip_network(word) for word in sorted(words - {EVERYBODY, UNIX})]
         self._fields = frozenset(name.lower().encode() for name in fields)
+        self._peers: dict[str, bool] = {}
         self._known: dict[tuple[tuple[bytes, bytes], ...], Claim] = {}
 
     def trusts(self, client: Address | None) -> bool:
         """Tell whether a connection's peer is believed; one on a Unix socket has no port."""
         if client is None or client[1] is None:
             return self._unix
-        return self._everybody or (bool(self._networks) and self._trusted(_address(client[0])))
+        if self._everybody or not self._networks:
+            return self._everybody
+        peer = client[0]
+        trusted = self._peers.get(peer)
+        if trusted is None:
+            if len(self._peers) >= _MEMO:
+                self._peers.clear()
+            trusted = self._peers[peer] = self._trusted(_address(peer))
+        return trusted
 
     def apply(self, scope: Scope, headers: Headers) -> Address | None:
         """Write into `scope` what a trusted peer says of the client; return the client as it is now known."""

@@ -97,8 +97,9 @@ class Server:
         self.apply_log_level()
         codec: CodecName = "h11" if self._settings.http.http == "h11" else "httptools"
         factory = http_factory(context, codec)
+        alone = self._settings.pool.workers == 1
         acceptors = [
-            Acceptor(loop=loop, listener=listener, factory=factory, log=log, opener=self._opener())
+            Acceptor(loop=loop, listener=listener, factory=factory, log=log, opener=self._opener(), alone=alone)
             for listener in self._listeners
         ]
         self._drain = Drain(context=context, acceptors=acceptors, lifespan=self._lifespan, log=log)

@@ -52,10 +52,10 @@ class Greeter(asyncio.Protocol):
         transport.close()
 
 
-def acceptor(listener, word=b"hello", transports=None):
+def acceptor(listener, word=b"hello", transports=None, *, alone=False):
     made = [] if transports is None else transports
     loop = asyncio.get_running_loop()
-    return Acceptor(loop=loop, listener=listener, factory=lambda: Greeter(word, made), log=log)
+    return Acceptor(loop=loop, listener=listener, factory=lambda: Greeter(word, made), log=log, alone=alone)
 
 
 @contextlib.contextmanager
@@ -92,6 +92,21 @@ def test_a_burst_is_shared_by_those_who_accept(runner, listener):
         first.close()
         second.close()
         assert said.count(b"first") == said.count(b"second") == 20
+
+    runner(run())
+
+
+def test_who_is_alone_takes_what_there_is_at_once(runner, listener):
+    async def run():
+        first, second = acceptor(listener, b"first", alone=True), acceptor(sibling(listener), b"second")
+        with queued(listener, 40) as clients:
+            first.start()
+            second.start()
+            said = await heard(clients)
+        first.close()
+        second.close()
+        assert said.count(b"first") >= 32
+        assert len(said) == said.count(b"first") + said.count(b"second")
 
     runner(run())
 

@@ -106,7 +106,6 @@ class Connection(asyncio.BaseProtocol):
         "server",
         "tls",
         "transport",
-        "trusted",
         "write_paused",
     )
 
@@ -128,7 +127,6 @@ class Connection(asyncio.BaseProtocol):
         self._writable: Waiters | None = None
         self._write_pace: Pace | None = None
         self.bucket: set[Member] = set()
-        self.trusted = False
         self.transport: asyncio.Transport
 
     # -- asyncio's side ------------------------------------------------------------------------------------------
@@ -136,13 +134,11 @@ class Connection(asyncio.BaseProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Register; read the addresses once; switch Nagle's algorithm off (tcp(7))."""
         self.transport = cast("asyncio.Transport", transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = self.context
+        if context.nagle:
+            _without_nagle(transport)
         self.client = address(transport.get_extra_info("peername"))
         self.server = address(transport.get_extra_info("sockname"))
-        context = self.context
-        self.trusted = context.forwarding.trusts(self.client)
         context.opened(self)
         self.head_since = context.now
         context.watch(self, context.now + min(LOOK, context.keep_alive))
@@ -377,6 +373,12 @@ class Connection(asyncio.BaseProtocol):
         """Give a connection that became idle while the service stops the same window as the others."""
         if self.context.draining in {DrainMode.STOP, DrainMode.QUICK}:
             self.context.loop.call_later(WINDOW, self.close_if_idle)
+
+
+def _without_nagle(transport: asyncio.BaseTransport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def address(name: object) -> Address | None:

@@ -140,6 +140,7 @@ class Context:
         "limits",
         "loop",
         "max_requests",
+        "nagle",
         "now",
         "overload_logged",
         "paused",
@@ -187,6 +188,8 @@ class Context:
         """
         self.app = app
         self.loop = loop
+        # uvloop switches Nagle's algorithm off on every TCP connection; asyncio only where a socket's number says TCP.
+        self.nagle = not type(loop).__module__.startswith("uvloop")
         # Named, since to make a name up costs a tenth of making a task.
         self.start: Callable[..., asyncio.Task[None]] = partial(asyncio.Task, loop=loop, name="request", **EAGERLY)
         self.row = row

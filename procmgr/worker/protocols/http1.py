@@ -277,7 +277,7 @@ class Http1Connection(Connection):
         request = cycle.request
         cycle.record = context.began(request)
         scope = self.scope(context, request, self.client, self.server)
-        if request.forwarded and self.trusted:
+        if request.forwarded and context.forwarding.trusts(self.client):
             self._believe(scope, request)
         coroutine = cycle.run(context.app, scope)
         if context.reset_contextvars:
