@@ -244,7 +244,7 @@ class Connection(asyncio.BaseProtocol):
     def hand_over(self, successor: Connection) -> None:
         """Let another protocol have the transport and this connection's place."""
         self.flush()
-        for name in ("transport", "tls", "client", "server", "trusted", "eof", "reading", "write_paused", "handed"):
+        for name in ("transport", "tls", "client", "server", "eof", "reading", "write_paused", "handed"):
             setattr(successor, name, getattr(self, name))
         self.bucket.discard(self)
         self._shut(Phase.GONE)

@@ -347,6 +347,12 @@ class Context:
         if self._drained is not None and not self.connections and not self.tasks and not self._drained.done():
             self._drained.set_result(None)
 
+    def say_overloaded(self) -> None:
+        """Log that as many requests run as may; once a second, however many are turned away."""
+        if self.now >= self.overload_logged + 1.0:
+            self.overload_logged = self.now
+            self.error_log.warning("503: %d requests run, which is limit_concurrency", self.active)
+
     # -- accounts ------------------------------------------------------------------------------------------------
 
     def count_request(self, status: int) -> None:

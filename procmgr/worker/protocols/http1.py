@@ -272,7 +272,8 @@ class Http1Connection(Connection):
             self._turn_away(cycle, "the worker ends")
             return
         if context.active >= context.limits.concurrency > 0:
-            self._overloaded(cycle)
+            context.say_overloaded()
+            self._turn_away(cycle, "too many requests at once")
             return
         request = cycle.request
         cycle.record = context.began(request)
@@ -438,15 +439,8 @@ class Http1Connection(Connection):
             self.cycle = None
         self.close()
 
-    def _overloaded(self, cycle: Cycle) -> None:
-        """Answer 503: as many requests run as may (RFC 9110 section 15.6.4)."""
-        context = self.context
-        if context.now >= context.overload_logged + 1.0:  # said once a second, however many there are
-            context.overload_logged = context.now
-            context.error_log.warning("503: %d requests run, which is limit_concurrency", context.active)
-        self._turn_away(cycle, "too many requests at once")
-
     def _turn_away(self, cycle: Cycle, reason: str) -> None:
+        """Answer 503 (RFC 9110 section 15.6.4)."""
         cycle.status = 503
         cycle.state = COMPLETE
         self._answer(503, reason, b"retry-after: 1\r\n", head_only=cycle.bodyless)
