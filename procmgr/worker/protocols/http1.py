@@ -34,7 +34,7 @@ from procmgr.worker.protocols.scope import http_scope
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from procmgr.worker.protocols.context import Context, Scope
+    from procmgr.worker.protocols.context import Context
     from procmgr.worker.protocols.framing import Codec, Request
 
 _OPEN: Final = Phase.OPEN
@@ -279,7 +279,9 @@ class Http1Connection(Connection):
         cycle.record = context.began(request)
         scope = self.scope(context, request, self.client, self.server)
         if request.forwarded and context.forwarding.trusts(self.client):
-            self._believe(scope, request)
+            client = context.forwarding.apply(scope, request.headers)
+            if context.access is not None:
+                self._access_prefix = context.access.prefix(client)
         coroutine = cycle.run(context.app, scope)
         if context.reset_contextvars:
             task = context.start(coroutine, context=contextvars.Context())
@@ -288,13 +290,6 @@ class Http1Connection(Connection):
         if not task.done():
             cycle.task = task
             context.tasks.add(task)
-
-    def _believe(self, scope: Scope, request: Request) -> None:
-        """Take over what the proxy tells of the client."""
-        context = self.context
-        client = context.forwarding.apply(scope, request.headers)
-        if context.access is not None:
-            self._access_prefix = context.access.prefix(client)
 
     # -- responses -----------------------------------------------------------------------------------------------
 
