@@ -6,10 +6,12 @@ import re
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
+from signal import SIGTERM
 
 import pytest
 from support import proc
 from support.frames import BINARY, DEFLATE, deflated, frame, handshake
+from support.tls import Authority
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -23,8 +25,8 @@ def dial():
     """Return a function that opens a WebSocket, closed at the end of the test."""
     with ExitStack() as stack:
 
-        def open_one(daemon, path, **options):
-            url = f"ws://127.0.0.1:{daemon.port}{path}"
+        def open_one(daemon, path, scheme="ws", **options):
+            url = f"{scheme}://127.0.0.1:{daemon.port}{path}"
             return stack.enter_context(connect(url, proxy=None, open_timeout=20, **options))
 
         yield open_one
@@ -124,6 +126,25 @@ def test_without_websockets_a_handshake_is_served_as_http(serve, dial):
     with pytest.raises(InvalidStatus) as answered:
         dial(daemon, "/echo")
     assert answered.value.response.status_code == 200
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_over_tls_messages_and_both_sides_closes_are_as_without(serve, dial, tmp_path, loop):
+    authority = Authority(tmp_path)
+    site = authority.write("site", authority.issue("a.test"))
+    daemon = serve("--loop", loop, *site.options, app=APP)
+    tls = {"scheme": "wss", "ssl": authority.client(), "server_hostname": "a.test"}
+    chat = dial(daemon, "/echo", **tls)
+    ask(chat, "x" * 300_000)
+    chat.close(4001)
+    assert daemon.probe.wait("disconnected").told["code"] == "4001"
+    daemon.until(lambda: "closed 4001 after" in daemon.output, "the access log has it")
+    stopped = dial(daemon, "/echo", **tls)
+    ask(stopped)
+    daemon.signal(SIGTERM)
+    assert closed(stopped) == 1012
+    assert daemon.join() == 0
+    assert daemon.output.count("closed 1012 after") == 1
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

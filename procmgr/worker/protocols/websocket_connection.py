@@ -180,7 +180,7 @@ class WebSocketConnection(Connection):
             codec.replies.clear()
         if closed is not None:
             self._cycle.closed(closed.code, closed.reason)
-            self._end(closed.code)
+            self._account(closed.code)
             self.close()
 
     def eof_received(self) -> bool:
@@ -197,7 +197,7 @@ class WebSocketConnection(Connection):
     def lost(self) -> None:
         """Note that the socket is gone."""
         self._cycle.closed(ABNORMAL, "")
-        self._end(ABNORMAL)
+        self._account(ABNORMAL)
 
     @property
     def idle(self) -> bool:
@@ -311,7 +311,7 @@ class WebSocketConnection(Connection):
         if self.phase is _OPEN:
             self.abort()
 
-    def _end(self, code: int) -> None:
+    def _account(self, code: int) -> None:
         """Account for the WebSocket, once; who began to close it determines the code."""
         if self._ended:
             return
