@@ -16,7 +16,17 @@ cgroup) # A cgroup of our own, removed at the end; the namespaces; PID 1 dies wi
     mount -t cgroup2 none "$room/cgroup"
     group=$room/cgroup/procmgr-box-$$
     mkdir "$group"
-    trap 'find "$group" -depth -type d -exec rmdir {} \;; umount "$room/cgroup" "$room"; rmdir "$room"' EXIT
+    tidy() {
+        # PID 1 dies after unshare, and a group goes only once nobody is in it.
+        for _ in $(seq 200); do
+            grep -q 'populated 0' "$group/cgroup.events" && break
+            sleep 0.05
+        done
+        find "$group" -depth -type d -exec rmdir {} \;
+        umount "$room/cgroup" "$room"
+        rmdir "$room"
+    }
+    trap tidy EXIT
     exec 3<&0
     (
         echo "$BASHPID" >"$group/cgroup.procs"
