@@ -49,6 +49,7 @@ class Renewal:
             pairs = looked[id(certificates)]
             if pairs is not None:
                 self._send(messages.NewCertificates(generation), pairs)
+                log.info("new certificates are in use: %s", ", ".join(map(_until, certificates.contexts.certificates)))
 
     def _look(self, certificates: Certificates) -> tuple[int, ...] | None:
         try:
@@ -56,8 +57,6 @@ class Renewal:
         except ConfigError as error:
             log.error("the certificates stay as they are: %s", error)
             pairs = None
-        if pairs is not None:
-            log.info("new certificates are in use: %s", ", ".join(map(_until, certificates.contexts.certificates)))
         self._warn(certificates)
         return pairs
 

@@ -71,6 +71,14 @@ def all_workers(daemon, client, **more):
     return found
 
 
+def everybody_uses(daemon, client, leaf):
+    """Wait until all workers use the certificate: each has it a moment after the arbiter sent it."""
+    daemon.until(
+        lambda: {each.certificate for each in all_workers(daemon, client).values()} == {serial(leaf)},
+        "every worker uses the new certificate",
+    )
+
+
 # --- handshakes ---------------------------------------------------------------------------------------------------
 
 
@@ -307,13 +315,12 @@ def test_a_renewed_certificate_is_used_by_all_workers_without_a_failed_request(s
         load.wait_answers(50)
     assert failures(load) == []
     assert daemon.workers() == workers
-    answers = all_workers(daemon, client)
-    assert {answer.certificate for answer in answers.values()} == {serial(fresh)}
+    everybody_uses(daemon, client, fresh)
     assert fetch(daemon.port, client, session=session).reused
     os.kill(workers[0], signal.SIGKILL)
     daemon.until(lambda: len(daemon.workers()) == 2 and workers[0] not in daemon.workers(), "it was replaced")
     daemon.until(lambda: len(all_workers(daemon, client)) == 2, "both answer")
-    assert {answer.certificate for answer in all_workers(daemon, client).values()} == {serial(fresh)}
+    everybody_uses(daemon, client, fresh)
 
 
 def test_what_cannot_be_used_changes_nothing_and_is_said_once(serve, authority, site):
@@ -330,7 +337,7 @@ def test_what_cannot_be_used_changes_nothing_and_is_said_once(serve, authority, 
     daemon.logged("reload refused, nothing changed: ssl_keyfile")
     authority.write("site", other)
     daemon.logged("new certificates are in use")
-    assert {answer.certificate for answer in all_workers(daemon, client).values()} == {serial(other)}
+    everybody_uses(daemon, client, other)
     assert daemon.log.count("stay as they are") == 2
 
 
@@ -408,11 +415,11 @@ def test_an_upgrade_keeps_serving_and_renewing_even_if_the_files_are_broken(serv
         fresh = authority.issue("a.test")
         authority.write("site", fresh)
         daemon.logged("new certificates are in use")
-        assert {answer.certificate for answer in all_workers(daemon, client).values()} == {serial(fresh)}
+        everybody_uses(daemon, client, fresh)
         daemon.reload()
         load.wait_answers(30)
     assert failures(load) == []
-    assert {answer.certificate for answer in all_workers(daemon, client).values()} == {serial(fresh)}
+    everybody_uses(daemon, client, fresh)
 
 
 def test_the_end_of_a_certificate_is_warned_about_once_and_shown_in_status(serve, authority, tmp_path):
