@@ -13,7 +13,7 @@ from sim.drive import Drive, serving
 from procmgr.arbiter.core import actions, events
 from procmgr.arbiter.core.actions import KillReason, ReloadEnded, ReloadOutcome
 from procmgr.arbiter.core.events import BootFailure, Exit, StopLevel
-from procmgr.arbiter.core.horizon import task
+from procmgr.arbiter.core.horizon import Occupation, Task, task
 from procmgr.arbiter.core.model import Phase, Worker
 from procmgr.arbiter.core.plan import Cohort, plan, slot_for
 from procmgr.arbiter.core.policy import MAX_WORKERS, Backoff, Handover, Policy, bounded
@@ -291,7 +291,7 @@ def test_a_pool_that_has_not_begun_waits_for_nothing():
 
 def test_the_horizon_of_a_start_has_every_boot_and_every_whole_wait_in_it():
     policy = Policy(workers=1, boot_timeout=10.0, dump_grace=1.0, kill_grace=2.0, boot_attempts=3)
-    assert task(Drive(workers=1).view, policy).seconds == 3 * 13.0 + 0.5 + 1.0
+    assert task(Drive(workers=1).view, policy) == Task(Occupation.STARTING, 0, 3 * 13.0 + 0.5 + 1.0)
 
 
 def test_after_a_row_that_ended_the_next_begins_from_the_start():
@@ -376,6 +376,22 @@ def test_when_all_boots_time_out_at_once_the_pool_gives_up_once():
     drive.spawned(1, 2, 3)
     drive.wait(10)
     assert drive.of(actions.GaveUp) == [actions.GaveUp(1, BootFailure.TIMED_OUT)]
+
+
+def test_there_is_no_falling_back_upon_what_was_never_ready():
+    drive = Drive(workers=1, refork=True, boot_attempts=3)
+    drive.reload()
+    drive.spawned(2)
+    drive.died(2, Exit(code=3))
+    assert (drive.view.rolling, drive.view.generation) == (2, 2)
+
+
+def test_a_replacement_that_boots_is_not_what_a_reload_discards():
+    drive = serving(2)
+    drive.died(1, KILLED)
+    drive.spawned(3)
+    assert actions.ReloadBegun(2) in drive.reload()
+    assert actions.ReloadBegun(3) in drive.reload(), "this is the first boot that is discarded"
 
 
 def test_reconfiguring_reaches_a_roll_that_is_not_committed():
@@ -500,6 +516,14 @@ def test_an_upgrade_stands_at_the_end_of_the_line_until_a_stop():
     assert status_line(drive.view, "upgrade refused") == "1/1 workers ready, generation 1; upgrade refused"
     drive.send(events.Stop(StopLevel.GRACEFUL))
     assert status_line(drive.view, "upgrade refused") == "stopping, 1 worker draining"
+
+
+def test_the_line_of_a_wait_comes_before_that_of_a_rollback():
+    drive = serving(1)
+    drive.reload()
+    drive.died(2, Exit(code=3))
+    drive.send(events.RecycleDue(1, "requests"))
+    assert status_line(drive.view) == "1/1 workers ready, backing off 0.5 s after 1 early death"
 
 
 def test_the_line_of_a_roll_says_that_nobody_is_ready():

@@ -299,7 +299,7 @@ class State:
 
     def patience(self, mode: DrainMode) -> float:
         """Return how long a drain may last, seconds; old code that newer code was held back for goes quickly."""
-        outdone = mode is DrainMode.RETIRE and self.awaited() is not None
+        outdone = self.awaited() is not None  # never in a stop
         return self.policy.quick_timeout if outdone or mode is DrainMode.QUICK else self.policy.graceful_timeout
 
     def awaited(self) -> int | None:
