@@ -219,6 +219,24 @@ def test_nothing_is_sent_to_a_worker_that_was_killed():
     assert [drain.worker_id for drain in drive.of(actions.Drain)] == [1]
 
 
+def test_a_worker_that_hangs_in_its_drain_hears_of_no_stricter_one():
+    drive = serving(1, beat_timeout=10.0, graceful_timeout=60.0)
+    drive.send(events.Stop(StopLevel.GRACEFUL))
+    drive.wait(10, beating=False)
+    assert drive.of(actions.DumpStacks) == [actions.DumpStacks(1)]
+    assert drive.send(events.Stop(StopLevel.QUICK)) == [actions.Stopping(StopLevel.QUICK)]
+
+
+def test_a_stop_waits_for_no_back_off():
+    drive = serving(2, beat_timeout=0.0, graceful_timeout=float("inf"))
+    drive.died(1, KILLED)
+    drive.spawned(3)
+    drive.died(3, Exit(code=3))
+    assert drive.pool.deadline() is not None
+    drive.send(events.Stop(StopLevel.GRACEFUL))
+    assert drive.pool.deadline() is None
+
+
 # Memory
 
 
@@ -592,6 +610,12 @@ def test_the_missing_are_what_is_wanted_and_may_be_there():
     assert plan(cohort(old, wanted=3, extra=2, outdated=old), room=9).missing == 2
     assert plan(cohort(old, wanted=5, extra=1), room=9).missing == 2
     assert plan(cohort(old, wanted=2, extra=1), room=9).missing == 0
+
+
+def test_who_is_to_retire_leaves_its_place_to_who_is_missing():
+    old, new = [worker(1, slot=0), worker(2, slot=1)], worker(3, slot=0, generation=2)
+    todo = plan(cohort([*old, new], wanted=2, extra=1, outdated=old), room=9)
+    assert (todo.retire, todo.missing) == ([old[0]], 1)
 
 
 def test_a_slot_is_the_lowest_free_one_else_that_of_the_first_to_be_replaced():
