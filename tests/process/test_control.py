@@ -173,9 +173,11 @@ def test_reload_that_does_not_boot_in_time_exits_with_75(controlled, at, write_a
 
 
 def test_reload_that_does_not_boot_in_time_shows_where_it_hung(controlled, at, write_app, tmp_path):
-    app = write_app(VERSIONED.format("one"))
-    controlled("--timeout-boot", "1", "--app-dir", str(tmp_path), app=app)
+    app, config = write_app(VERSIONED.format("one")), tmp_path / "site.toml"
+    config.touch()
+    controlled("-c", str(config), "--app-dir", str(tmp_path), app=app)
     write_app(HANGS)
+    config.write_text("timeout_boot = 1\n")
     failed = ctl("-s", str(at), "reload")
     assert re.search(r'(?s)\Aworker 2 \(slot 0, pid \d+\): its stacks were:\n.*site_app\.py", line 2 in', failed.stderr)
     assert status(at)["last_reload"]["detail"] in failed.stderr, "who asks later is told too"
@@ -183,7 +185,7 @@ def test_reload_that_does_not_boot_in_time_shows_where_it_hung(controlled, at, w
 
 def test_restart_into_code_that_does_not_boot_in_time_shows_where_it_hung(controlled, at, write_app, tmp_path):
     app = write_app(VERSIONED.format("one"))
-    controlled("--timeout-boot", "1", "--app-dir", str(tmp_path), app=app)
+    controlled("--timeout-boot", "5", "--app-dir", str(tmp_path), app=app)
     write_app(HANGS)
     failed = ctl("-s", str(at), "restart", "0")
     write_app(VERSIONED.format("one"))
@@ -202,9 +204,11 @@ PRELOAD_FAILURES = {
 @pytest.mark.parametrize("case", PRELOAD_FAILURES)
 def test_reload_tells_why_a_zygote_could_not_import(controlled, at, write_app, tmp_path, case):
     source, code, told = PRELOAD_FAILURES[case]
-    app = write_app(VERSIONED.format("one"))
-    daemon = controlled("--preload", "-w", "2", "--timeout-boot", "2", "--app-dir", str(tmp_path), app=app)
+    app, config = write_app(VERSIONED.format("one")), tmp_path / "site.toml"
+    config.touch()
+    daemon = controlled("--preload", "-w", "2", "-c", str(config), "--app-dir", str(tmp_path), app=app)
     write_app(source)
+    config.write_text("timeout_boot = 1\n" if source == HANGS else "")
     failed = ctl("-s", str(at), "reload")
     assert failed.returncode == code, failed.stderr
     assert re.search(told, failed.stderr)
