@@ -284,6 +284,15 @@ def test_a_worker_that_left_before_it_had_served_long_enough_does_not_end_the_ro
     assert drive.view.failures == 0
 
 
+def test_the_pool_wakes_when_a_trial_has_served_long_enough():
+    drive = Drive(workers=1, beat_timeout=0.0, backoff=Backoff(stable_after=3.0))
+    drive.spawned(1)
+    drive.died(1, KILLED)
+    drive.wait(1)
+    drive.ready(2)
+    assert drive.pool.deadline() == drive.now + 3.0
+
+
 def test_a_worker_that_hangs_while_it_retires_is_no_failure():
     drive = Drive(workers=2, beat_timeout=5.0)
     drive.ready(1, 2)
