@@ -227,6 +227,14 @@ def test_a_worker_that_hangs_in_its_drain_hears_of_no_stricter_one():
     assert drive.send(events.Stop(StopLevel.QUICK)) == [actions.Stopping(StopLevel.QUICK)]
 
 
+def test_a_hung_worker_that_was_killed_is_not_aborted_any_more():
+    drive = serving(1, beat_timeout=10.0, dump_grace=0.5, core_grace=10.0)
+    drive.wait(10, beating=False)
+    drive.send(events.Stop(StopLevel.KILL))
+    assert drive.of(actions.Kill)
+    assert drive.wait(2, beating=False) == []
+
+
 def test_a_stop_waits_for_no_back_off():
     drive = serving(2, beat_timeout=0.0, graceful_timeout=float("inf"))
     drive.died(1, KILLED)
