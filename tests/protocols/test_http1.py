@@ -453,6 +453,27 @@ def test_requests_that_had_arrived_before_a_drain_are_all_answered_and_later_one
     run(main())
 
 
+def test_empty_lines_that_had_arrived_before_a_drain_are_no_further_request(codec):
+    go = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await go.wait()
+        await responding()(scope, receive, send)
+
+    async def main():
+        async with serving(app, codec) as server:
+            client = await server.connect()
+            connection = await server.connection()
+            client.send(GET + b"\r\n\r\n")
+            await server.until(lambda: connection._pending)
+            server.context.begin_drain(DrainMode.RETIRE)
+            go.set()
+            assert (await client.reply()).header("connection") == "close"
+            assert await client.rest() == b""
+
+    run(main())
+
+
 def test_a_retiring_connection_without_request_goes_after_the_keep_alive_time(codec):
     async def main():
         async with serving(responding(), codec, keep_alive=2.0) as server:

@@ -323,7 +323,7 @@ class Http1Connection(Connection):
 
     def _another(self) -> bool:
         """While the connection drains: whether a further request has arrived. What comes later is not read before."""
-        if self._body_open or END not in self._pending:
+        if self._body_open or END not in self._pending.lstrip(b"\r\n"):  # which may precede it, section 2.2
             self.resume_reading()
             return False
         self.pause_reading()
