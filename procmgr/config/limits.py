@@ -49,6 +49,6 @@ class LimitSettings:
         240,
         count(0, 1 << 30),
         Applies.ROLL,
-        "Cut off a client that for 10 seconds moves a body or takes a response more slowly; 0 never does.",
+        "Cut off a client that sends a body more slowly for 10 seconds, or takes a response so for 30; 0 never does.",
         unit="bytes per second",
     )

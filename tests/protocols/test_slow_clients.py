@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 from support.wire import read_body, responding, run, serving
@@ -151,11 +152,37 @@ def test_a_response_that_nobody_takes_ends_and_so_does_its_application(codec):
             client.send(GET)
             connection = await server.connection()
             await server.until(lambda: connection.write_paused)
-            pass_time(server, 25)
+            pass_time(server, 45)
             await server.until(lambda: not server.context.active)
             assert ended
 
     run(main())
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_response_that_is_taken_steadily_goes_on_though_the_kernel_asks_for_more_in_lumps(codec, loop):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        while True:
+            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+
+    async def main():
+        async with serving(app, codec) as server:
+            with socket.socket() as client:
+                client.setblocking(False)
+                running = asyncio.get_running_loop()
+                await running.sock_connect(client, server.path)
+                await running.sock_sendall(client, GET)
+                connection = await server.connection()
+                await server.until(lambda: connection.write_paused)
+                for _ in range(12):
+                    pass_time(server, 5)
+                    assert connection.is_open()
+                    assert not connection.transport.is_closing()
+                    for _ in range(4):
+                        assert await running.sock_recv(client, 1 << 14)
+
+    run(main(), loop)
 
 
 def test_without_limits_nothing_is_cut_off(codec):

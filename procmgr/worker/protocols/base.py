@@ -12,13 +12,16 @@ and the parts of one response leave in one write.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
+import sys
+import termios
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from procmgr.worker.protocols.context import WINDOW, Context, DrainMode, Limits
-from procmgr.worker.protocols.pace import Pace
+from procmgr.worker.protocols.pace import TAKING, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +39,9 @@ LINGER: Final = 2.0
 
 GATHERED: Final = 64 * 1024
 """Bytes of output that are gathered before they are handed to the transport, which then says if it is too much."""
+
+_FORGETS_TO_PAUSE: Final = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
+"""Whether asyncio's `writelines` does not say when its buffer is full (CVE-2024-12254): senders would fill memory."""
 
 LOOK: Final = 5.0
 """Seconds between two looks at a connection on which something is under way."""
@@ -195,7 +201,7 @@ class Connection(asyncio.BaseProtocol):
             out.clear()
         elif len(out) == 1:
             self.transport.write(out.pop())
-        elif self._out_bytes <= GATHERED:
+        elif self._out_bytes <= GATHERED or (_FORGETS_TO_PAUSE and self.context.nagle):
             data = b"".join(out)
             out.clear()
             self.transport.write(data)
@@ -324,9 +330,9 @@ class Connection(asyncio.BaseProtocol):
         if not waiting or not rate:
             self._write_pace = None
             return False
-        taken = self.handed - waiting
+        taken = self.handed - waiting - _unacknowledged(self.transport)
         if self._write_pace is None:
-            self._write_pace = Pace(now, taken)
+            self._write_pace = Pace(now, taken, TAKING)
         return self._write_pace.too_slow(now, taken, waiting=True, rate=rate)
 
     def waiting_due(self, now: float) -> float | None:
@@ -379,6 +385,18 @@ def _without_nagle(transport: asyncio.BaseTransport) -> None:
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _unacknowledged(transport: asyncio.BaseTransport) -> int:
+    """Return how many bytes lie in the socket's send queue (SIOCOUTQ, tcp(7) and unix(7)).
+
+    The kernel says that it takes more only once a third of a queue of megabytes is free: in between a client that
+    takes tens of kilobytes a second seems to take nothing.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return 0
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def address(name: object) -> Address | None:

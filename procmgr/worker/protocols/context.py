@@ -281,9 +281,13 @@ class Context:
         self.unflushed.append(connection)
 
     def _flush(self) -> None:
-        for connection in self.unflushed:
-            connection.flush()
-        self.unflushed.clear()
+        unflushed, self.unflushed = self.unflushed, []
+        for connection in unflushed:
+            try:
+                connection.flush()
+            except Exception:  # noqa: BLE001 - whatever it is: the others' output must not wait for it for ever
+                self.error_log.exception("a connection's output cannot be written")
+                connection.abort()
 
     # -- draining ------------------------------------------------------------------------------------------------
 

@@ -11,15 +11,18 @@ from typing import Final
 WINDOW: Final = 10.0
 """Seconds of waiting after which a window is judged."""
 
+TAKING: Final = 30.0
+"""The same for what a peer takes: it opens its window in lumps of 64 KiB and more (RFC 9293 section 3.8.6.2.2)."""
+
 
 class Pace:
     """Watches one direction of a connection, from time to time."""
 
-    __slots__ = ("_at", "_moved", "_total", "_waited")
+    __slots__ = ("_at", "_moved", "_total", "_waited", "_window")
 
-    def __init__(self, now: float, total: int) -> None:
-        """Begin at `now`, when `total` bytes had moved."""
-        self._at, self._total = now, total
+    def __init__(self, now: float, total: int, window: float = WINDOW) -> None:
+        """Begin at `now`, when `total` bytes had moved; judge every `window` seconds of waiting."""
+        self._at, self._total, self._window = now, total, window
         self._waited, self._moved = 0.0, 0
 
     def too_slow(self, now: float, total: int, *, waiting: bool, rate: int) -> bool:
@@ -30,7 +33,7 @@ class Pace:
             return False
         self._waited += elapsed
         self._moved += moved
-        if self._waited < WINDOW:
+        if self._waited < self._window:
             return False
         slow = self._moved < rate * self._waited
         self._waited, self._moved = 0.0, 0
