@@ -27,6 +27,9 @@ EVERYBODY: Final = "*"
 UNIX: Final = "unix"
 """The word by which peers on Unix sockets are trusted, which have no address."""
 
+HOPS: Final = 64
+"""As many nodes are read, from the right: thousands in one field would cost as much as hundreds of requests."""
+
 _FOR, _PROTO, _HOST, _PORT, _PREFIX, _FORWARDED = FORWARDING_FIELDS
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _SECURE: Final = {"http": "ws", "https": "wss"}
@@ -139,12 +142,13 @@ class Forwarding:
         return Claim(client, _SCHEMES.get(chosen.get("proto", "").lower(), ""), host, port)
 
     def _client(self, nodes: Sequence[str]) -> tuple[Address | None, int]:
-        """Return the right-most node that is not trusted, or the left-most of all, and where it is."""
-        for index in range(len(nodes) - 1, -1, -1):
+        """Return the right-most node that is not trusted, or the left-most of `HOPS`, and where it is."""
+        last = max(0, len(nodes) - HOPS)
+        for index in range(len(nodes) - 1, last - 1, -1):
             found = _node(nodes[index])
             if found is None:
                 return None, index
-            if not index or not (self._everybody or self._trusted(found[0])):
+            if index == last or not (self._everybody or self._trusted(found[0])):
                 return (str(found[0]), found[1]), index
         return None, -1
 

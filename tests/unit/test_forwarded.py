@@ -87,6 +87,13 @@ def test_everybody_is_trusted_back_to_the_first():
     assert told(("x-forwarded-for", "192.0.2.1, 192.0.2.2"), trusted=["*"])["client"] == ("192.0.2.1", 0)
 
 
+def test_of_thousands_of_nodes_no_more_are_read_than_hops():
+    nodes = ", ".join(f"192.0.{number // 250}.{number % 250}" for number in range(5000))
+    assert told(("x-forwarded-for", nodes), trusted=["*"])["client"] == ("192.0.19.186", 0)
+    elements = ",".join(f"for=192.0.{number // 250}.{number % 250}" for number in range(5000))
+    assert told(("forwarded", elements), trusted=["*"], fields=["forwarded"])["client"] == ("192.0.19.186", 0)
+
+
 @pytest.mark.parametrize(
     ("kind", "clients", "protos", "scheme"),
     [
