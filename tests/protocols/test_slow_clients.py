@@ -185,6 +185,26 @@ def test_a_response_that_is_taken_steadily_goes_on_though_the_kernel_asks_for_mo
     run(main(), loop)
 
 
+@pytest.mark.parametrize("rest", [b"", GET[:5]], ids=["idle", "half a head"])
+def test_time_in_which_the_loop_was_blocked_does_not_count_against_who_could_not_be_read(codec, rest):
+    async def main():
+        async with serving(responding(), codec) as server:
+            client = await server.connect()
+            connection = await server.connection()
+            client.send(GET)
+            await client.reply()
+            client.send(rest)
+            await server.until(lambda: len(connection._pending) == len(rest))
+            server.context.sweep(server.context.now + 60)
+            client.send(GET[len(rest) :])
+            assert (await client.reply()).status == 200
+            pass_time(server, 12)
+            assert not connection.is_open()
+            assert await client.rest() == b""
+
+    run(main())
+
+
 def test_without_limits_nothing_is_cut_off(codec):
     async def main():
         async with serving(responding(), codec, limits=Limits(head_time=0, rate=0)) as server:

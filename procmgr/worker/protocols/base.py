@@ -46,6 +46,9 @@ _FORGETS_TO_PAUSE: Final = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <
 LOOK: Final = 5.0
 """Seconds between two looks at a connection on which something is under way."""
 
+BLOCKED: Final = 2.0
+"""Seconds between two beats above which the loop was blocked."""
+
 IDLE_LINGER: Final = 0.05
 """The same for a connection closed at a stop while it was idle: it has no response to lose."""
 
@@ -337,7 +340,13 @@ class Connection(asyncio.BaseProtocol):
 
     def waiting_due(self, now: float) -> float | None:
         """Close an open connection on which no request came in time; return when to look again."""
-        limits, keep_alive = self.context.limits, self.context.keep_alive
+        context = self.context
+        if now - context.before > BLOCKED and context.before in {self.idle_since, self.head_since}:
+            # It waits since a time that the coarse clock missed, and what came meanwhile may be unread.
+            self.head_since = now
+            if self.idle_since is not None:
+                self.idle_since = now
+        limits, keep_alive = context.limits, context.keep_alive
         if self.idle_since is not None:
             end = self.idle_since + keep_alive
         elif limits.head_time:

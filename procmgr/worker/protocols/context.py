@@ -130,6 +130,7 @@ class Context:
         "access",
         "active",
         "app",
+        "before",
         "connections",
         "draining",
         "error_log",
@@ -226,7 +227,7 @@ class Context:
         self.head: tuple[bytes, ...] = ()
         self._drained: asyncio.Future[None] | None = None
         self._buckets: dict[int, set[Member]] = {}
-        self.now = loop.time()
+        self.before = self.now = loop.time()
         self._swept = int(self.now)
         self.render_head(time())
 
@@ -250,7 +251,7 @@ class Context:
 
     def sweep(self, now: float) -> None:
         """Close what is due at `now`, `loop.time()`."""
-        self.now = now
+        self.before, self.now = self.now, now
         first, self._swept = self._swept + 1, int(now)
         if not self._buckets:
             return
