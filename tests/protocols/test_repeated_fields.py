@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from support.wire import read_body, run, serving
 
+from procmgr.worker.protocols.base import Limits
+
 LINES = [
     b"GET /a HTTP/1.1",
     b"GET /b?c=d%20e HTTP/1.1",
@@ -184,3 +186,17 @@ def test_an_application_that_changes_its_headers_changes_no_later_request(codec)
     run(main())
     assert seen[0] == seen[1] == seen[2]
     assert seen[0]["headers"] == [(b"host", b"a")]
+
+
+def test_known_fields_do_not_carry_a_longer_line_past_the_limit_of_a_head(codec):
+    fields = b"Host: a\r\n\r\n"
+
+    async def main():
+        async with serving(recording([]), codec, state={}, limits=Limits(head=200)) as server:
+            client = await server.connect()
+            client.send(b"GET / HTTP/1.1\r\n" + fields)
+            assert (await client.reply()).status == 200
+            client.send(b"GET /" + bytes(200).replace(b"\0", b"x") + b" HTTP/1.1\r\n" + fields)
+            assert (await client.reply()).status == 431
+
+    run(main())

@@ -72,6 +72,7 @@ class HeadReader:
         fields = b""
         if request.plain and request.version == b"1.1" and request.target[0] == _SLASH:
             start = head.find(b"\r\n")
-            if len(head) - start <= _REMEMBERED:
+            # Known fields after the longest line are still within the limit, so nobody has to look again.
+            if len(head) - start <= min(_REMEMBERED, self._limits.head - self._limits.request_line):
                 fields = head[start:]
         self._known_fields, self._known = fields, request
