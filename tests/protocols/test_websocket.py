@@ -871,6 +871,33 @@ def test_a_pong_that_we_do_not_read_is_not_missed():
     run(main())
 
 
+def test_a_ping_behind_what_a_slow_peer_still_takes_is_not_missed_until_it_takes_no_more():
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "bytes": bytes(3 << 20)})
+        while (await receive())["type"] == "websocket.receive":
+            pass
+
+    async def main():
+        async with serving_websocket(app, options={**PINGING, "ws_per_message_deflate": False}) as server:
+            peer, _ = await opened(server)
+            connection = only(server)
+            await server.until(lambda: connection.handed > 3 << 20)
+            context, now = server.context, server.context.loop.time()
+            context.sweep(now + 12)
+            for later in (30, 48):
+                before = connection._untaken()
+                await peer.exactly(700_000)
+                await server.until(lambda before=before: connection._untaken() < before)
+                context.sweep(now + later)
+                assert connection._close_by is None
+            context.sweep(now + 66)
+            assert connection._close_by is not None or not connection.is_open()
+
+    run(main())
+
+
 @pytest.mark.parametrize("options", [{"ws_ping_interval": 0.0}, {"ws_ping_interval": 10.0, "ws_ping_timeout": 0.0}])
 def test_zero_never_pings_or_never_times_out(options):
     async def main():

@@ -333,7 +333,7 @@ class Connection(asyncio.BaseProtocol):
         if not waiting or not rate:
             self._write_pace = None
             return False
-        taken = self.handed - waiting - _unacknowledged(self.transport)
+        taken = self.handed - waiting - unacknowledged(self.transport)
         if self._write_pace is None:
             self._write_pace = Pace(now, taken, TAKING)
         return self._write_pace.too_slow(now, taken, waiting=True, rate=rate)
@@ -396,7 +396,7 @@ def _without_nagle(transport: asyncio.BaseTransport) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _unacknowledged(transport: asyncio.BaseTransport) -> int:
+def unacknowledged(transport: asyncio.BaseTransport) -> int:
     """Return how many bytes lie in the socket's send queue (SIOCOUTQ, tcp(7) and unix(7)).
 
     The kernel says that it takes more only once a third of a queue of megabytes is free: in between a client that

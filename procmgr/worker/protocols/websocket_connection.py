@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from procmgr.worker.protocols.base import LOOK, Connection, Phase
+from procmgr.worker.protocols.base import LOOK, Connection, Phase, unacknowledged
 from procmgr.worker.protocols.context import DrainMode
 from procmgr.worker.protocols.frames import ABNORMAL, INTERNAL_ERROR, RESTARTING, Closed, Pong
 from procmgr.worker.protocols.handshake import asks_for_websocket, negotiate
@@ -99,7 +99,7 @@ class WebSocketConnection(Connection):
         "_pong_by",
         "_received",
         "_sent",
-        "_unsent",
+        "_taken",
     )
 
     def __init__(
@@ -120,7 +120,7 @@ class WebSocketConnection(Connection):
         self._ping: bytes | None = None
         self._pings = 0
         self._pong_by = 0.0
-        self._unsent = 0
+        self._taken = 0
         http.hand_over(self)
 
     def begin(self, data: bytes) -> None:
@@ -276,7 +276,7 @@ class WebSocketConnection(Connection):
         options = self._options
         self._pings += 1
         self._ping = self._pings.to_bytes(8)
-        self._unsent = self.transport.get_write_buffer_size()
+        self._taken = self.handed - self._untaken()
         self.write(self._codec.ping(self._ping))
         self._ping_at = now + options.ping_interval
         self._pong_by = now + (options.ping_timeout or options.ping_interval)
@@ -285,8 +285,13 @@ class WebSocketConnection(Connection):
         """Whether a missing pong tells nothing: it may be unread, or the peer still takes what was before the ping."""
         if self._cycle.full and not self.reading:
             return True
-        unsent, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-        return self._unsent not in {0, unsent}
+        untaken, before = self._untaken(), self._taken
+        self._taken = self.handed - untaken
+        return untaken > 0 and self._taken > before
+
+    def _untaken(self) -> int:
+        """Return how much of what was handed over the peer has not acknowledged, in bytes."""
+        return self.transport.get_write_buffer_size() + unacknowledged(self.transport)
 
     def _on_pong(self, pong: Pong) -> None:
         if pong.payload == self._ping:
