@@ -220,9 +220,11 @@ def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
 class Channel:
     """One end of the pair, non-blocking and close-on-exec."""
 
-    __slots__ = ("_sock",)
+    __slots__ = ("_sock", "gone")
 
     def __init__(self, sock: socket.socket) -> None:
+        self.gone = False
+        """Whether sending has shown that the peer is gone."""
         sock.settimeout(0.0)
         self._sock = sock
 
@@ -245,7 +247,8 @@ class Channel:
         """Send without waiting; False when the channel is full or the peer is gone."""
         try:
             self._sock.sendmsg([encode(message)], _ancillary(fds), socket.MSG_NOSIGNAL)
-        except OSError:
+        except OSError as error:
+            self.gone = self.gone or isinstance(error, ConnectionError)
             return False
         return True
 

@@ -370,7 +370,8 @@ class LinuxHost:
         return None
 
     def _tell(self, worker_id: int, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
-        if not self.members[worker_id].channel.send(message, fds):
+        channel = self.members[worker_id].channel
+        if not channel.send(message, fds) and not channel.gone:  # one that is gone is about to be buried
             log.warning("worker %d does not take messages; its deadline decides", worker_id)
 
     def _signal(self, worker_id: int, signum: int) -> None:

@@ -100,12 +100,14 @@ def test_a_full_channel_refuses_instead_of_waiting(pair):
     while one.send(Configure("x" * 1000)):
         sent += 1
     assert 0 < sent < 10_000
+    assert not one.gone
 
 
 def test_a_closed_peer_is_reported_and_sending_to_it_is_false(pair):
     one, other = pair
     other.close()
     assert not one.send(Ready())
+    assert one.gone
     with pytest.raises(ChannelClosed):
         one.receive()
 
