@@ -120,6 +120,7 @@ def test_hup_serves_the_new_code_from_a_zygote_of_its_own(preload, write_app):
     daemon.reload()
     assert {daemon.get()["version"] for _ in range(10)} == {"two"}
     assert proc.wait_dead(old, 20) == [], "the old zygote goes with its generation"
+    daemon.until(lambda: len(daemon.workers()) == 2, "the old workers have drained")
     heir_of(daemon, daemon.workers()[0])
     daemon.until(lambda: len(daemon.workers()) == 2, "two workers serve")
     assert {daemon.get()["version"] for _ in range(10)} == {"two"}
@@ -150,7 +151,7 @@ def test_a_killed_zygote_is_rebuilt_by_a_reload_that_no_request_notices(preload)
         load.wait_answers(50)
     assert load.result.failures == []
     assert len(daemon.probe.take("imported")) == 1
-    assert not before & set(daemon.workers())
+    daemon.until(lambda: not before & set(daemon.workers()), "the old workers have drained")
     assert re.search(r"zygote of generation 1 \(pid \d+\) died of SIGKILL", daemon.log)
     heir_of(daemon, daemon.workers()[0])
     assert daemon.probe.take("imported") == []

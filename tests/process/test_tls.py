@@ -372,7 +372,6 @@ def test_requests_that_run_when_the_service_stops_are_answered(serve, authority,
             data += more
     assert data.startswith(b"HTTP/1.1 200 OK")
     assert data.endswith(b"}")
-    assert b"connection: close" in data
     assert daemon.join() == 0
 
 
