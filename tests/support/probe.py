@@ -76,10 +76,18 @@ class Probe:
 
     def take(self, name: str) -> list[Visit]:
         """Return the visits of that name until now; each is returned once."""
+        self._catch_up()
         with self._changed:
             found = [visit for visit in self.visits if visit.name == name]
             self.visits = [visit for visit in self.visits if visit.name != name]
             return found
+
+    def _catch_up(self) -> None:
+        """Hear out everybody who came before: visits are taken in the order in which they connected."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
+            last.connect(str(self.path))
+            last.sendall(json.dumps({"name": "catch up", "pid": 0}).encode() + b"\n")
+            self.wait("catch up").close()
 
     def close(self) -> None:
         """Let everybody go."""
