@@ -15,8 +15,8 @@ from bench.cli import count, interpreters, interrupt_on_stops, some_of
 from bench.environment import BenchError, build, need
 from bench.measure import CONNECTIONS
 from bench.rounds import Bench
-from bench.rows import BY_NAME, IDLE, NAMES
-from bench.servers import SERVERS, YARDSTICK
+from bench.rows import BY_NAME, HELD, IDLE, NAMES, WAITS
+from bench.servers import SERVERS, YARDSTICK, make_certificate
 
 if TYPE_CHECKING:
     from bench.environment import Environment
@@ -60,6 +60,12 @@ def measure(env: Environment, chosen: argparse.Namespace, scratch: Path) -> dict
         if row == IDLE:
             result[row] = bench.idle(cores=",".join(map(str, cores)))
             print("\n".join(report.idle_table(result[row])), flush=True)
+        elif row == HELD:
+            result[row] = bench.held()
+            print("\n".join(report.held_table(result[row])), flush=True)
+        elif row == WAITS:
+            result[row] = bench.waits()
+            print("\n".join(report.waits_table(result[row])), flush=True)
         else:
             rounds = bench.loads(BY_NAME[row])
             result[row] = [{name: [one.per_second, one.cpu_us] for name, one in found.items()} for found in rounds]
@@ -77,7 +83,9 @@ def main(argv: list[str]) -> int:
         need("wrk", "wrk")
         need("taskset", "util-linux")
         environments = [build(path) for path in interpreters(chosen.python)]
+        need("openssl", "openssl")
         with tempfile.TemporaryDirectory(prefix="bench-", dir=memory if memory.is_dir() else None) as scratch:
+            make_certificate(Path(scratch))
             results = [measure(env, chosen, Path(scratch)) for env in environments]
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.environment import BenchError
+from bench.servers import HERE, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from bench.rows import Row
     from bench.servers import Running
@@ -29,7 +32,9 @@ class Load:
 
 
 def load(server: Running, row: Row, *, core: str, seconds: int) -> Load:
-    """Run wrk against a server, pinned to `core`."""
+    """Load a server from `core`, with wrk where it can."""
+    if row.message or row.transport is Transport.UNIX:
+        return driven(server, row, core=core, seconds=seconds)
     before = cpu_ns(server.pids())
     text = wrk(server.url, row, core=core, seconds=seconds)
     used = cpu_ns(server.pids()) - before
@@ -51,6 +56,56 @@ def wrk(url: str, row: Row, *, core: str, seconds: int) -> str:
             return process.communicate(timeout=seconds + 15)[0]
         finally:
             process.kill()
+
+
+def driven(server: Running, row: Row, *, core: str, seconds: int) -> Load:
+    """Load a server with the bench's own client."""
+    before = cpu_ns(server.pids())
+    words = ["--message", str(row.message), *(["--deflate"] if row.deflate else [])]
+    found = drive(server, "closed", *words, core=core, seconds=seconds)
+    used = cpu_ns(server.pids()) - before
+    if not found["answers"]:
+        raise BenchError(f"{server.name} answered nothing under load")
+    return Load(per_second=found["per_second"], cpu_us=used / 1000 / found["answers"])
+
+
+def drive(server: Running, how: str, *words: str, core: str, seconds: float) -> dict[str, float]:
+    """Run driver.py to its end, bounded, and return what it found."""
+    command = ["taskset", "-c", core, *driver(server, how, *words), "--seconds", str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE) as process:
+        try:
+            text, problem = process.communicate(timeout=seconds + 30)
+        finally:
+            process.kill()
+    if process.returncode:
+        raise BenchError(f"{server.name} failed under load: {problem.strip().splitlines()[-1:]}")
+    found: dict[str, float] = json.loads(text)
+    return found
+
+
+def driver(server: Running, how: str, *words: str) -> list[str]:
+    """Spell the command of driver.py."""
+    program = [str(server.python), str(HERE / "driver.py"), how, server.place.address, "--path", server.path]
+    return [*program, "--connections", str(CONNECTIONS), *words]
+
+
+@contextmanager
+def held(server: Running, connections: int) -> Iterator[None]:
+    """Hold connections open that were each answered once; raises BenchError if one was closed in the end."""
+    command = driver(server, "hold", "--connections", str(connections))
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise BenchError(f"{server.name} did not answer {connections} connections: {process.communicate()[1]}")
+            yield
+            _, problem = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    if process.returncode:
+        raise BenchError(f"{server.name} closed some of {connections} idle connections: {problem.strip()[-200:]}")
 
 
 def cpu_ns(pids: Iterable[int]) -> int:

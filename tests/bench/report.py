@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
+from bench.rounds import HELD_CONNECTIONS
 from bench.servers import YARDSTICK
 
 if TYPE_CHECKING:
@@ -22,22 +23,48 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def ratios(rounds: list[dict[str, Load]], name: str) -> list[float]:
+def ratios(rounds: list[dict[str, Load]], name: str, other: str) -> list[float]:
     """Compare within each round, where both met the same machine."""
-    return [one[name].per_second / one[YARDSTICK].per_second for one in rounds if name in one and YARDSTICK in one]
+    return [one[name].per_second / one[other].per_second for one in rounds if name in one and other in one]
 
 
 def table(row: Row, rounds: list[dict[str, Load]]) -> list[str]:
-    """Render one row of the bench, fastest first, and hold procmgr to its bar."""
-    lines = [f"\n{row.title:42} req/s  x {YARDSTICK}   quartiles       CPU us/req"]
-    names = {name for one in rounds if YARDSTICK in one for name in one}
+    """Render one row of the bench, fastest first, and hold procmgr to its bars."""
+    lines = [f"\n{row.title:42} req/s  x {row.yardstick:11} quartiles   CPU us/req"]
+    names = {name for one in rounds for name in one}
     medians = {n: statistics.median(one[n].per_second for one in rounds if n in one) for n in names}
     for name in sorted(names, key=lambda n: -medians[n]):
         cpu = statistics.median(one[name].cpu_us for one in rounds if name in one)
-        low, middle, high = spread(ratios(rounds, name))
+        compared = ratios(rounds, name, row.yardstick)
+        low, middle, high = spread(compared) if compared else (0.0, 0.0, 0.0)
         lines.append(f"  {name:36} {medians[name]:9.0f} {middle:8.2f}   {low:.2f} to {high:.2f}  {cpu:12.1f}")
-    if "procmgr" in names and row.bar is not None:
-        lines.append(verdict(f"procmgr / {YARDSTICK}", spread(ratios(rounds, "procmgr"))[1], at_least=row.bar))
+    for peer, bar in row.bars.items():
+        if compared := ratios(rounds, "procmgr", peer):
+            lines.append(verdict(f"procmgr / {peer}", spread(compared)[1], at_least=bar))
+    return lines
+
+
+def waits_table(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
+    """Render how long requests waited."""
+    lines = [f"\nhalf of {YARDSTICK}'s rate, waiting             p50 ms    p99 ms  x {YARDSTICK}   quartiles"]
+    compared = {}
+    for name in sorted({name for one in rounds for name in one}):
+        both = [one for one in rounds if name in one and YARDSTICK in one]
+        low, middle, high = compared[name] = spread([one[name]["p99"] / one[YARDSTICK]["p99"] for one in both])
+        half, most = (statistics.median(one[name][key] for one in both) * 1000 for key in ("p50", "p99"))
+        lines.append(f"  {name:36} {half:9.2f} {most:9.2f} {middle:8.2f}   {low:.2f} to {high:.2f}")
+    if "procmgr" in compared:
+        lines.append(verdict(f"p99 of procmgr / {YARDSTICK}", compared["procmgr"][1], at_most=1.0))
+    return lines
+
+
+def held_table(held: dict[str, float]) -> list[str]:
+    """Render what idle connections cost."""
+    lines = [f"\n{HELD_CONNECTIONS} idle connections                  KiB each"]
+    lines += [f"  {name:36} {cost:9.2f}" for name, cost in sorted(held.items(), key=lambda item: item[1])]
+    if {"procmgr", YARDSTICK} <= held.keys():
+        ratio = held["procmgr"] / held[YARDSTICK]
+        lines.append(verdict(f"memory of procmgr / {YARDSTICK}", ratio, at_most=1.0))
     return lines
 
 

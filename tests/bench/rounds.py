@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bench.environment import BenchError
-from bench.measure import Load, cpu_ns, load, pss_mib
+from bench.measure import CONNECTIONS, Load, cpu_ns, drive, held, load, pss_mib
 from bench.rows import BY_NAME
-from bench.servers import Running
+from bench.servers import YARDSTICK, Running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 IDLE_WORKERS = 4
 IDLE_SETTLE_SECONDS = 3
 IDLE_SECONDS = 10
+HELD_CONNECTIONS = 5000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Bench:
 
     def loads(self, row: Row) -> list[dict[str, Load]]:
         """Measure every server once a round, in shuffled order, the others idle."""
-        names = [name for name in self.servers if row.bare or name != "bare"]
+        names = [*(name for name in self.servers if name not in row.lack), *row.others]
         rounds = []
         with self.started(names, row, cores=self.core, workers=1) as running:
             self.one_round(running, row, seconds=1)  # to warm up
@@ -50,6 +51,44 @@ class Bench:
                 for server in running:
                     server.forget_log()
         return rounds
+
+    def waits(self) -> list[dict[str, dict[str, float]]]:
+        """Measure how long requests wait at a rate that leaves the yardstick half of its time, the same for all."""
+        row = BY_NAME["hello"]
+        rounds = []
+        with self.started(
+            [name for name in self.servers if name != "bare"], row, cores=self.core, workers=1
+        ) as running:
+            yardstick = next((one for one in running if one.name == YARDSTICK), None)
+            if yardstick is None:
+                return []
+            for _ in range(self.rounds):
+                rate = drive(yardstick, "closed", core=self.wrk_core, seconds=1)["per_second"] / 2
+                found = {}
+                for server in random.sample(running, len(running)):
+                    words = ("--rate", str(rate))
+                    try:
+                        found[server.name] = drive(server, "paced", *words, core=self.wrk_core, seconds=self.seconds)
+                    except BenchError as error:
+                        self.fail(error)
+                rounds.append(found)
+        return rounds
+
+    def held(self) -> dict[str, float]:
+        """Measure what an idle connection costs a server of one worker, in KiB of PSS: HELD of them, each used once."""
+        costs = {}
+        names = [name for name in self.servers if name != "bare"]
+        with self.started(names, BY_NAME["hello"], cores=self.core, workers=1) as running:
+            for server in running:
+                try:
+                    with held(server, CONNECTIONS):  # to warm up
+                        pass
+                    before = pss_mib(server.pids())
+                    with held(server, HELD_CONNECTIONS):
+                        costs[server.name] = (pss_mib(server.pids()) - before) * 1024 / HELD_CONNECTIONS
+                except BenchError as error:
+                    self.fail(error)
+        return costs
 
     def idle(self, *, cores: str) -> dict[str, dict[str, float]]:
         """Measure what servers of IDLE_WORKERS workers cost while nothing happens, all in the same window."""
@@ -84,6 +123,7 @@ class Bench:
                     app=row.app,
                     path=row.path,
                     answer=row.answer,
+                    transport=row.transport,
                 )
                 stack.callback(server.stop)
                 try:

@@ -48,6 +48,10 @@ class FrameCodec(Protocol):
     replies: list[bytes]
     """What is to be sent in answer; whoever sends it clears the list."""
 
+    @property
+    def missing(self) -> int:
+        """How many bytes the frame in progress lacks, as far as is known: with them comes one message at most."""
+
     def receive(self, data: bytes) -> list[Event]:
         """Return what `data` completes."""
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from procmgr.worker.protocols.http1 import Http1Connection
 
 SLICE: Final = 4096
-"""Bytes that are fed to the codec at a time."""
+"""Bytes that are fed to the codec at a time, or the rest of a larger frame."""
 
 CLOSE: Final = 5.0
 """Seconds in which a peer has to answer a close frame."""
@@ -150,8 +150,8 @@ class WebSocketConnection(Connection):
                 self.pause_reading()
                 return
             at = self._at
-            self._at = at + SLICE
-            self._feed(data if len(data) <= SLICE else data[at : self._at])
+            self._at = at + max(SLICE, self._codec.missing)
+            self._feed(data if not at and self._at >= len(data) else data[at : self._at])
             if self.phase is not _OPEN:
                 break
         self._pending, self._at = b"", 0

@@ -16,11 +16,14 @@ from websockets.extensions import Extension
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, SERVER
 from websockets.protocol import Protocol as WebSocket
+from websockets.streams import StreamReader
 
 from procmgr.worker.protocols.frames import INTERNAL_ERROR, Closed, Event, Pong, cut_reason
 from procmgr.worker.protocols.handshake import SILENT
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from procmgr.worker.protocols.handshake import Handshake
 
 _new_decoder: Final = codecs.getincrementaldecoder("utf-8")
@@ -29,7 +32,7 @@ _new_decoder: Final = codecs.getincrementaldecoder("utf-8")
 class WebsocketsCodec:
     """One connection's frames."""
 
-    __slots__ = ("_is_text", "_parts", "_protocol", "_texts", "replies")
+    __slots__ = ("_is_text", "_parts", "_protocol", "_reader", "_texts", "replies")
 
     def __init__(self, handshake: Handshake, max_size: int) -> None:
         self.replies: list[bytes] = []
@@ -37,8 +40,16 @@ class WebsocketsCodec:
         self._parts: BytesIO | None = None
         self._is_text = False
         self._protocol = protocol = WebSocket(SERVER, state=OPEN, max_size=max_size, logger=SILENT)
+        protocol.reader = self._reader = _Reader()
+        protocol.parser = protocol.parse()
+        next(protocol.parser)
         # Applied from the last to the first to what arrives: text is looked at once it is inflated.
         protocol.extensions = [_Watch(protocol, self._texts), *([handshake.deflate] if handshake.deflate else [])]
+
+    @property
+    def missing(self) -> int:
+        """How many bytes the frame in progress lacks, as far as is known."""
+        return self._reader.missing
 
     def receive(self, data: bytes) -> list[Event]:
         """Return what `data` completes."""
@@ -105,6 +116,28 @@ class WebsocketsCodec:
     def _sent(self) -> bytes:
         writes = self._protocol.data_to_send()
         return writes[0] if len(writes) == 1 else b"".join(writes)
+
+
+class _Reader(StreamReader):
+    """Tells what its parser waits for, and gives its buffer away instead of a copy."""
+
+    wanted = 0
+
+    @property
+    def missing(self) -> int:
+        """How many bytes of a part of a frame, begun here already, have not come."""
+        # Without a part the parser is between two frames, and `wanted` is of the last one.
+        return self.wanted - len(self.buffer) if self.buffer else 0
+
+    def read_exact(self, n: int) -> Generator[None, None, bytearray]:
+        """Read `n` bytes. Raises `EOFError` if there will not be as many."""
+        self.wanted = n
+        while len(self.buffer) < n and not self.eof:
+            yield
+        if n != len(self.buffer):
+            return (yield from super().read_exact(n))
+        whole, self.buffer = self.buffer, bytearray()
+        return whole
 
 
 class _Watch(Extension):

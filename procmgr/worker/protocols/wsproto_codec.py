@@ -34,6 +34,9 @@ class WsprotoCodec:
 
     __slots__ = ("_connection", "_max_size", "_parts", "replies")
 
+    missing: Final = 0
+    """wsproto passes payloads on as they come."""
+
     def __init__(self, handshake: Handshake, max_size: int) -> None:
         self.replies: list[bytes] = []
         self._max_size = max_size
