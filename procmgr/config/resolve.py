@@ -16,6 +16,7 @@ from procmgr.config.declare import Applies
 from procmgr.config.settings import GROUPS, TABLE, Settings
 from procmgr.config.sources import DEFAULT, Given, Layer, Level, Origin
 from procmgr.errors import UsageError
+from procmgr.process import immortal
 from procmgr.scoreboard import MAX_ROWS
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def resolve(invocation: Invocation) -> Resolved:
     _check_rows(settings, given)
     _check_logs(given)
     _check_installed(given)
+    _check_interpreter(settings, given)
     _check_tls(settings, given)
     return Resolved(
         settings=settings,
@@ -183,6 +185,12 @@ def _check_installed(given: Mapping[str, Given]) -> None:
         raise given["ws"].origin.refuse(f"ws: wsproto from {given['ws'].origin}: install procmgr[wsproto]")
 
 
+def _check_interpreter(settings: Settings, given: Mapping[str, Given]) -> None:
+    if settings.app.preload_immortal and (reason := immortal.unavailable()):
+        origin = given["preload_immortal"].origin
+        raise origin.refuse(f"preload_immortal from {origin}: {reason}")
+
+
 def _check_tls(settings: Settings, given: Mapping[str, Given]) -> None:
     if wrong := tls.mistake(settings.tls):
         name, text = wrong
@@ -200,6 +208,8 @@ def _pointless(settings: Settings) -> list[str]:
         notes.append("max_memory means nothing where max_memory_hard is not above it")
     if health.core_on_hang and not pool.timeout:
         notes.append("core_on_hang means nothing where timeout is 0")
+    if settings.app.preload_immortal and not settings.app.preload:
+        notes.append("preload_immortal means nothing without preload")
     if not development.reload:
         names = ("reload_dirs", "reload_includes", "reload_excludes")
         notes += [f"{name} means nothing without reload" for name in names if getattr(development, name)]

@@ -115,6 +115,12 @@ class AppSettings:
         "Import the application once, in a process that the workers are forked from and share their memory with.",
         gunicorn="preload_app",
     )
+    preload_immortal: bool = setting(
+        False,
+        switch(),
+        _ROLL,
+        "With preload, never free what was imported: reading it then copies no memory. Needs Python 3.12.",
+    )
     loop: LoopName = setting(
         "auto",
         choice(get_args(LoopName), {"iocp": _WINDOWS, "winloop": _WINDOWS, "proactor": _WINDOWS, "zuvloop": _ABSENT}),

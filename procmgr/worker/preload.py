@@ -15,6 +15,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from procmgr.process.immortal import immortalize
 from procmgr.worker import boot
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def preload(settings: Settings) -> Preloaded:
         log.warning(
             "importing %s left %s behind, not for the workers: start such in the lifespan", settings.app.app, left
         )
+    if settings.app.preload_immortal:
+        log.info("%d objects are immortal from now on", immortalize())
     gc.freeze()
     return Preloaded(app=app, thresholds=thresholds)
 

@@ -1,4 +1,4 @@
-"""What --preload saves: memory of the process tree, and the time until a killed worker is back.
+"""What --preload and --preload-immortal save: memory of the process tree, and the time until a killed worker is back.
 
     PYTHONPATH=tests python3 -m bench.preload [--python 3.13] [--workers 8] [--mib 100] [--kills 5]
 
@@ -114,10 +114,10 @@ def running(tree: Tree) -> Iterator[Tree]:
         tree.end()
 
 
-def serve(python: Path, scratch: Path, args: argparse.Namespace, kind: str, *, preload: bool) -> tuple[Tree, int]:
+def serve(python: Path, scratch: Path, args: argparse.Namespace, kind: str, how: list[str]) -> tuple[Tree, int]:
     """Start procmgr."""
     port = free_port()
-    flags = ["-w", str(args.workers), "-b", f"{HOST}:{port}", *(["--preload"] if preload else [])]
+    flags = ["-w", str(args.workers), "-b", f"{HOST}:{port}", *how]
     command = [str(python), "-m", "procmgr", "--no-access-log", *flags, "heavy:app"]
     return Tree(lambda _: command, scratch, {"HEAVY_MIB": str(args.mib), "HEAVY_KIND": kind}), port
 
@@ -135,9 +135,9 @@ def read_everywhere(port: int, workers: int) -> set[int]:
     raise BenchError(f"only {len(seen)} of {workers} workers answered")
 
 
-def measure(python: Path, scratch: Path, args: argparse.Namespace, kind: str, *, preload: bool) -> tuple[float, float]:
+def measure(python: Path, scratch: Path, args: argparse.Namespace, kind: str, how: list[str]) -> tuple[float, float]:
     """Give PSS in MiB, and the median time to be back in ms."""
-    tree, port = serve(python, scratch, args, kind, preload=preload)
+    tree, port = serve(python, scratch, args, kind, how)
     with running(tree):
         tree.hear(b"READY=1")
         workers = read_everywhere(port, args.workers)
@@ -182,21 +182,26 @@ def main() -> None:
     python = env.bin / "python"
     run(str(python), "-m", "pip", "--disable-pip-version-check", "-qq", "install", "numpy")
     print(f"Python {env.python}, {args.workers} workers, {args.mib} MiB made at import, each read in every worker\n")
-    print(f"{'objects':10} {'PSS without':>12} {'with':>8} {'ratio':>6}", end="   ")
+    print(f"{'objects':10} {'how':9} {'PSS without':>12} {'with':>8} {'ratio':>6}", end="   ")
     print(f"{'back without':>13} {'with':>8} {'bare fork':>10} {'ratio':>6}")
+    hows = {"preload": ["--preload"], "immortal": ["--preload", "--preload-immortal"]}
+    if env.python.startswith("3.11"):
+        del hows["immortal"]
     with tempfile.TemporaryDirectory(prefix="procmgr-bench-") as scratch:
         for kind in KINDS:
-            print(row(python, Path(scratch), args, kind), flush=True)
+            for line in rows(python, Path(scratch), args, kind, hows):
+                print(line, flush=True)
     print(f"\nbars: {MEMORY_BAR:.2f} of the memory, {TIME_BAR:g} times the bare fork")
 
 
-def row(python: Path, scratch: Path, args: argparse.Namespace, kind: str) -> str:
-    """Measure one kind of objects."""
-    plain, plain_back = measure(python, scratch, args, kind, preload=False)
-    shared, shared_back = measure(python, scratch, args, kind, preload=True)
+def rows(python: Path, scratch: Path, args: argparse.Namespace, kind: str, hows: dict[str, list[str]]) -> Iterator[str]:
+    """Measure one kind of objects, shared in each of these ways."""
+    plain, plain_back = measure(python, scratch, args, kind, [])
     bare = bare_fork(python, scratch, args, kind)
-    memory = f"{plain:8.0f} MiB {shared:4.0f} MiB {shared / plain:6.2f}"
-    return f"{kind:10} {memory}   {plain_back:10.0f} ms {shared_back:5.1f} ms {bare:7.1f} ms {shared_back / bare:6.1f}"
+    for how, flags in hows.items():
+        shared, back = measure(python, scratch, args, kind, flags)
+        memory = f"{plain:8.0f} MiB {shared:4.0f} MiB {shared / plain:6.2f}"
+        yield f"{kind:10} {how:9} {memory}   {plain_back:10.0f} ms {back:5.1f} ms {bare:7.1f} ms {back / bare:6.1f}"
 
 
 if __name__ == "__main__":

@@ -253,6 +253,7 @@ def test_print_config_shows_each_value_with_its_origin(capsysbinary, monkeypatch
 NEEDING_OTHERS = [
     *("app", "bind", "uds", "host", "port", "app_dir", "env_file", "log_config", "chdir", "workers", "reload_dirs"),
     *("ssl_certfile", "ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs"),
+    "preload_immortal",
 ]
 GIVEN = st.fixed_dictionaries(
     {"app": st.just("main:app")},

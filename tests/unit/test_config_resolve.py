@@ -13,6 +13,7 @@ from procmgr.config.settings import TABLE, AppSettings, BindSettings, Settings
 from procmgr.config.sources import Level, Origin
 from procmgr.config.types import Surge
 from procmgr.errors import ConfigError, UsageError
+from procmgr.process import immortal
 from procmgr.sockets import TCP, Inherited, Unix
 
 
@@ -501,7 +502,8 @@ def test_nothing_changes_between_equal_settings(ask):
 
 
 @pytest.mark.parametrize("entry", TABLE.values(), ids=lambda entry: entry.name)
-def test_a_change_of_any_setting_is_seen(ask, tmp_path, entry):
+def test_a_change_of_any_setting_is_seen(ask, tmp_path, monkeypatch, entry):
+    monkeypatch.setattr(immortal, "unavailable", lambda: "")
     (tmp_path / "src").mkdir()
     for name in (".env", "logging.toml", "tls.pem"):
         (tmp_path / name).touch()
