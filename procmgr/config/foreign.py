@@ -57,7 +57,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         "--capture-output": _CAPTURE,
         **dict.fromkeys(
             (
-                *("--access-logformat", "--logger-class", "--log-syslog", "--log-syslog-to", "--log-syslog-prefix"),
+                *("--logger-class", "--log-syslog", "--log-syslog-to", "--log-syslog-prefix"),
                 *("--log-syslog-facility", "--disable-redirect-access-to-syslog"),
             ),
             _LOGGING,

@@ -13,20 +13,27 @@ from procmgr.logs.setup import (
     reopen_files,
     set_level,
 )
+from procmgr.logs.template import ACCESS_FORMATS, ATOMS, COMBINED, Atom, access_format, read_template
 from procmgr.logs.writer import GuardedHandler, LineWriter
 
 __all__ = [
+    "ACCESS_FORMATS",
     "ACCESS_LOGGER",
+    "ATOMS",
+    "COMBINED",
     "ERROR_LOGGER",
     "TRACE",
     "AccessFormatter",
+    "Atom",
     "DefaultFormatter",
     "GuardedHandler",
     "LineWriter",
     "LogSetup",
     "access_customised",
+    "access_format",
     "configure",
     "parse_level",
+    "read_template",
     "reopen_files",
     "set_level",
     "wants_colors",

@@ -13,13 +13,15 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import quote, unquote
 
-from procmgr.logs import ACCESS_LOGGER, access_customised
+from procmgr.logs import ACCESS_LOGGER
+from procmgr.worker.cycle import Cycle
 from procmgr.worker.protocols.response import phrase
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
-    from procmgr.logs import LineWriter, LogSetup
+    from procmgr.logs import LineWriter
     from procmgr.worker.protocols.base import Address
     from procmgr.worker.protocols.framing import Request
 
@@ -33,11 +35,15 @@ _STATUS_COLORS: Final = {1: "\x1b[97m", 2: "\x1b[32m", 3: "\x1b[33m", 4: "\x1b[3
 class AccessLog(Protocol):
     """What the connections of a worker log their responses to."""
 
+    @property
+    def cycle(self) -> type[Cycle]:
+        """The kind of cycle that knows what is logged."""
+
     def prefix(self, client: Address | None) -> bytes:
         """Return what all lines of a connection begin with; rendered once per connection."""
 
-    def record(self, prefix: bytes, request: Request, root_path: str, status: int) -> None:
-        """Log one response."""
+    def record(self, prefix: bytes, cycle: Cycle, root_path: str) -> None:
+        """Log one response, at its end."""
 
     def websocket(
         self,
@@ -56,19 +62,6 @@ class AccessLog(Protocol):
         """Write what waits, as far as the reader takes it."""
 
 
-def access_log(logs: LogSetup, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
-    """Return the access log the settings ask for, whatever the level; None for none.
-
-    Ask after the application was imported.
-    """
-    if logs.access is None:
-        return None
-    if logs.access_via_logging or access_customised():
-        logger = logging.getLogger(ACCESS_LOGGER)
-        return RecordAccessLog(logger=logger) if logger.hasHandlers() else None
-    return LineAccessLog(writer=logs.access, loop=loop, colors=logs.access_colors)
-
-
 def access_wanted() -> bool:
     """Return whether responses are to be logged at the present log level."""
     return logging.getLogger(ACCESS_LOGGER).isEnabledFor(logging.INFO)
@@ -76,6 +69,8 @@ def access_wanted() -> bool:
 
 class LineAccessLog:
     """Renders lines without `logging`."""
+
+    cycle: Final = Cycle
 
     __slots__ = ("_end", "_end_of_request", "_lead", "_lines", "_loop", "_open", "_statuses", "_writer")
 
@@ -93,8 +88,9 @@ class LineAccessLog:
         """Return the line up to its method."""
         return f"{self._lead}{client_text(client)} - {self._open}".encode()
 
-    def record(self, prefix: bytes, request: Request, root_path: str, status: int) -> None:
+    def record(self, prefix: bytes, cycle: Cycle, root_path: str) -> None:
         """Collect one line; the first of a loop iteration schedules the writing of all."""
+        request = cycle.request
         target = request.target
         if root_path or target[0] != _SLASH or len(target) > _MAX_TARGET or request.path.translate(None, _UNQUOTED):
             target = quoted_target(request, root_path).encode()
@@ -102,7 +98,7 @@ class LineAccessLog:
         lines = self._lines
         if not lines:
             self._loop.call_soon(self.flush)
-        lines.append(b"".join((prefix, request.method, b" ", target, end, self._statuses[status])))
+        lines.append(b"".join((prefix, request.method, b" ", target, end, self._statuses[cycle.status])))
 
     def websocket(
         self,
@@ -134,6 +130,8 @@ class LineAccessLog:
 class RecordAccessLog:
     """Makes records with uvicorn's five arguments, for whoever configured `logging`."""
 
+    cycle: Final = Cycle
+
     __slots__ = ("_logger",)
 
     def __init__(self, *, logger: logging.Logger) -> None:
@@ -143,15 +141,16 @@ class RecordAccessLog:
         """Return the client as text."""
         return client_text(client).encode() or b" "
 
-    def record(self, prefix: bytes, request: Request, root_path: str, status: int) -> None:
+    def record(self, prefix: bytes, cycle: Cycle, root_path: str) -> None:
         """Log one record."""
+        request = cycle.request
         self._logger.info(
             '%s - "%s %s HTTP/%s" %d',
             prefix.decode().strip(),
             request.method.decode(),
             quoted_target(request, root_path),
             request.version.decode(),
-            status,
+            cycle.status,
         )
 
     def websocket(
@@ -177,6 +176,43 @@ class RecordAccessLog:
 
     def flush(self) -> None:
         """Do nothing: records are written by their handlers."""
+
+
+class ExcludingAccessLog:
+    """Leaves out the requests for some paths, health checks say."""
+
+    __slots__ = ("_exact", "_log", "_prefixes", "cycle", "flush", "prefix")
+
+    def __init__(self, log: AccessLog, paths: Iterable[str]) -> None:
+        """Take exact paths, and beginnings of paths that end with `*`; as they are on the wire, without the query."""
+        self._log = log
+        self.cycle, self.prefix, self.flush = log.cycle, log.prefix, log.flush
+        encoded = [path.encode() for path in paths]
+        self._exact = frozenset(path for path in encoded if not path.endswith(b"*"))
+        self._prefixes = tuple(path[:-1] for path in encoded if path.endswith(b"*"))
+
+    def record(self, prefix: bytes, cycle: Cycle, root_path: str) -> None:
+        """Log one response, unless nobody wants to know."""
+        if not self._excludes(cycle.request):
+            self._log.record(prefix, cycle, root_path)
+
+    def websocket(
+        self,
+        prefix: bytes,
+        request: Request,
+        root_path: str,
+        *,
+        code: int,
+        seconds: float,
+        received: int,
+        sent: int,
+    ) -> None:
+        """Log one WebSocket, unless nobody wants to know."""
+        if not self._excludes(request):
+            self._log.websocket(prefix, request, root_path, code=code, seconds=seconds, received=received, sent=sent)
+
+    def _excludes(self, request: Request) -> bool:
+        return request.path in self._exact or request.path.startswith(self._prefixes)
 
 
 def client_text(client: Address | None) -> str:

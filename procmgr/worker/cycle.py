@@ -21,11 +21,12 @@ rely on it.
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from procmgr.errors import ClientDisconnected
 from procmgr.scoreboard import APP_ERRORS
-from procmgr.worker.protocols.base import Waiters
+from procmgr.worker.waiters import Waiters
 
 if TYPE_CHECKING:
     from procmgr.worker.protocols.context import App, Context, Message, Scope
@@ -36,6 +37,8 @@ WAITING: Final = 0
 HELD: Final = 1
 SENT: Final = 2
 COMPLETE: Final = 3
+GONE: Final = 499
+"""The status of a request whose client went before a response began: nobody is sent it, logs and counters have it."""
 
 _DUE: Final = (
     "before 'http.response.start'",
@@ -66,7 +69,7 @@ class Wire(Protocol):
         """Account for a complete response and go on with the connection."""
 
     def failed(self, cycle: Cycle, *, answer: bool) -> None:
-        """Give up the response: `answer` with the cycle's status if nothing is on the wire; close."""
+        """Give up the response: `answer` with the cycle's status if nothing is on the wire; close. Account for it."""
 
     def ask_for_body(self) -> None:
         """Send `100 Continue`."""
@@ -96,6 +99,7 @@ class Cycle:
         "fields",
         "lost",
         "record",
+        "refused",
         "request",
         "state",
         "status",
@@ -119,6 +123,7 @@ class Cycle:
         self._expect = request.expect
         self._buffer: bytes | bytearray = b""
         self._readers: Waiters | None = None
+        self.refused = 0
 
     async def run(self, app: App, scope: Scope) -> None:
         """Run the application to its end. Nothing it raises passes: a worker outlives a request's SystemExit."""
@@ -298,12 +303,51 @@ class Cycle:
         if state == COMPLETE:
             return
         if state < SENT:
-            self.status = status
+            self.status = (self.refused or GONE) if self.lost else status
         self.state = COMPLETE
         if self._readers is not None:
             self._readers.wake()
-        if not self.lost:
-            self._wire.failed(self, answer=state < SENT)
+        self._wire.failed(self, answer=state < SENT and not self.lost)
+
+    def passed_on(self, size: int) -> None:
+        """Note that the connection sends `size` bytes of a body in the application's place."""
+
+
+class TimedCycle(Cycle):
+    """A request whose duration and size are told at its end."""
+
+    __slots__ = ("began", "sent")
+
+    def __init__(self, wire: Wire, request: Request) -> None:
+        super().__init__(wire, request)
+        self.began = perf_counter()
+        self.sent = 0
+
+    def _send_body(self, body: bytes, more: bool) -> None:  # noqa: FBT001 - hot path
+        sent = self.sent
+        if not self.bodyless:
+            self.sent = sent + _bytes_in(body)  # before the response can be complete, and be accounted for
+        try:
+            super()._send_body(body, more)
+        except BaseException:
+            self.sent = sent
+            raise
+
+    def passed_on(self, size: int) -> None:
+        """Count what the connection sends in the application's place."""
+        self.sent += size
+
+    @property
+    def response_lines(self) -> bytes:
+        """The fields that the application sent, as lines."""
+        if not hasattr(self, "fields"):
+            return b""
+        block, _, length, _, _ = self.fields
+        return block + length
+
+
+def _bytes_in(body: object) -> int:
+    return memoryview(body).nbytes if isinstance(body, (bytes, bytearray, memoryview)) else 0
 
 
 def _is_disconnect(error: BaseException) -> bool:

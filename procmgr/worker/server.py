@@ -12,9 +12,11 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
+from procmgr.logs import ACCESS_LOGGER, access_customised
 from procmgr.scoreboard import LOG_DROPPED, InFlight
 from procmgr.worker.acceptor import Acceptor, open_plain
-from procmgr.worker.access import access_log, access_wanted
+from procmgr.worker.access import ExcludingAccessLog, LineAccessLog, RecordAccessLog, access_wanted
+from procmgr.worker.access_formats import FormattedAccessLog
 from procmgr.worker.beat import Beat
 from procmgr.worker.drain import Drain
 from procmgr.worker.forwarded import Forwarding
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from procmgr.config.limits import LimitSettings
+    from procmgr.config.log import LogSettings
     from procmgr.config.proxy import ProxySettings
     from procmgr.config.settings import HTTPSettings, Settings
     from procmgr.logs import LogSetup
@@ -92,7 +95,7 @@ class Server:
         finally:
             self._starting = None
         loop = asyncio.get_running_loop()
-        self._access = access_log(self._logs, loop)
+        self._access = _access_log(self._settings.logs, self._logs, loop)
         context = self._context = self._new_context(loop)
         self.apply_log_level()
         codec: CodecName = "h11" if self._settings.http.http == "h11" else "httptools"
@@ -170,6 +173,7 @@ class Server:
             root_path=self._settings.app.root_path,
             forwarding=_forwarding(self._settings.proxy),
             limits=_limits(http, self._settings.limits),
+            access=self._access,
             secure=None if self._tls is None else Secure.of(self._tls),
             keep_alive=http.keep_alive,
             server_header=http.server_header,
@@ -187,6 +191,27 @@ class Server:
         if pool.max_requests is None:
             return 0
         return pool.max_requests + random.randint(0, pool.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
+
+
+def _access_log(settings: LogSettings, setup: LogSetup, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
+    """Return the access log the settings ask for, whatever the level; None for none.
+
+    Ask after the application was imported: it may have configured `logging`.
+    """
+    if setup.access is None:
+        return None
+    as_records = setup.access_via_logging or access_customised()
+    logger = logging.getLogger(ACCESS_LOGGER)
+    if as_records and not logger.hasHandlers():
+        return None
+    log: AccessLog
+    if settings.access_log_format != "uvicorn":
+        log = FormattedAccessLog(settings.access_log_format, writer=None if as_records else setup.access, loop=loop)
+    elif as_records:
+        log = RecordAccessLog(logger=logger)
+    else:
+        log = LineAccessLog(writer=setup.access, loop=loop, colors=setup.access_colors)
+    return ExcludingAccessLog(log, settings.access_log_exclude) if settings.access_log_exclude else log
 
 
 def _forwarding(proxy: ProxySettings) -> Forwarding:

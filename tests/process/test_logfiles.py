@@ -1,6 +1,8 @@
 """Log files: opened by the arbiter, written by all, opened anew on USR1."""
 
+import json
 import os
+import re
 import signal
 import stat
 
@@ -95,3 +97,36 @@ def test_a_changed_log_level_holds_for_the_access_lines_of_workers_that_serve_al
     config.write_text('log_level = "info"\n')
     daemon.signal(signal.SIGHUP)
     daemon.until(lambda: logs("/again"), "it does again")
+
+
+def test_access_lines_have_the_format_asked_for_and_another_after_a_reload(serve, write_app, tmp_path):
+    config, access = tmp_path / "site.toml", tmp_path / "access.log"
+
+    def configure(text):
+        config.write_text(f'access_log_file = "{access}"\n{text}\n')
+
+    configure('access_log_format = "combined"\naccess_log_exclude = "/healthz"')
+    app = write_app("from support.testapp import app\n")
+    daemon = serve("-c", str(config), "--app-dir", str(tmp_path), app=app)
+    assert daemon.get("/healthz")
+    assert daemon.get("/one?two")
+    daemon.until(access.read_text, "there is a line")
+    assert re.fullmatch(r'127\.0\.0\.1 - - \[.+\] "GET /one\?two HTTP/1.1" 200 \d+ "-" "[^"]*"\n', access.read_text())
+    configure('access_log_format = "json"')
+    daemon.signal(signal.SIGHUP)
+
+    def last():
+        assert daemon.get("/three")
+        return access.read_text().splitlines()[-1]
+
+    daemon.until(lambda: last().startswith("{"), "the new workers write JSON")
+    line = json.loads(last())
+    assert (line["target"], line["status"]) == ("/three", 200)
+    assert line["response_bytes"] > 0
+
+
+def test_a_format_with_an_unknown_atom_is_one_clear_line(tmp_path):
+    done = run("--access-log-format", "%(h)s %(x)s", "support.testapp:app")
+    assert done.returncode == 2
+    assert "no atom %(x)s; there are h l u" in done.stderr
+    assert "Traceback" not in done.stderr

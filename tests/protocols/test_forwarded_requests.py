@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.wire import responding, run, serving
 
+from procmgr.worker.cycle import Cycle
 from procmgr.worker.forwarded import Forwarding
 
 TOLD = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.%d\r\nX-Forwarded-Proto: https\r\n\r\n"
@@ -19,14 +20,16 @@ def codec(request):
 class Access:
     """Keeps what would be written."""
 
+    cycle = Cycle
+
     def __init__(self):
         self.lines = []
 
     def prefix(self, client):
         return client[0].encode()
 
-    def record(self, prefix, request, root_path, status):
-        self.lines.append((prefix.decode(), status))
+    def record(self, prefix, cycle, root_path):
+        self.lines.append((prefix.decode(), cycle.status))
 
     def flush(self):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,10 +36,14 @@ def request(target=b"/", method=b"GET", version=b"1.1"):
     return read_line(b"%b %b HTTP/%b\r\n" % (method, target, version), 1 << 16)
 
 
+def ended(one, status=200):
+    return SimpleNamespace(request=one, status=status)
+
+
 def line(one, *, root="", status=200, colors=False, client=("127.0.0.1", 54321)):
     writer, loop = Writer(), Loop()
     log = LineAccessLog(writer=writer, loop=loop, colors=colors)
-    log.record(log.prefix(client), one, root, status)
+    log.record(log.prefix(client), ended(one, status), root)
     loop.calls.pop()()
     return writer.data.decode()
 
@@ -89,11 +94,11 @@ def test_the_lines_of_a_turn_of_the_loop_are_one_write():
     writer, loop = Writer(), Loop()
     log = LineAccessLog(writer=writer, loop=loop, colors=False)
     for number in range(5):
-        log.record(b"> ", request(b"/%d" % number), "", 200)
+        log.record(b"> ", ended(request(b"/%d" % number)), "")
     assert (len(loop.calls), writer.writes) == (1, 0)
     loop.calls.pop()()
     assert (writer.writes, writer.data.count(b"\n")) == (1, 5)
-    log.record(b"> ", request(), "", 200)
+    log.record(b"> ", ended(request()), "")
     assert len(loop.calls) == 1
 
 
@@ -102,7 +107,7 @@ def test_a_record_has_uvicorns_arguments():
     logger = logging.Logger("procmgr.access")  # noqa: LOG001 - of this test alone
     logger.addFilter(records.append)
     log = RecordAccessLog(logger=logger)
-    log.record(log.prefix(("h", 1)), request(b"/a?b"), "", 201)
+    log.record(log.prefix(("h", 1)), ended(request(b"/a?b"), 201), "")
     (record,) = records
     assert record.args == ("h:1", "GET", "/a?b", "1.1", 201)
     assert record.getMessage() == 'h:1 - "GET /a?b HTTP/1.1" 201'

@@ -131,9 +131,9 @@ MISTAKES = [
         "--threads is not an option of procmgr: a worker runs one event loop; use more --workers",
     ),
     (
-        ["--access-logformat", "%(h)s", "a:b"],
+        ["--logger-class", "x", "a:b"],
         2,
-        "--access-logformat is not an option of procmgr: configure logging with --log-config",
+        "--logger-class is not an option of procmgr: configure logging with --log-config",
     ),
     (
         ["-D", "a:b"],

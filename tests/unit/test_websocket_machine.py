@@ -353,7 +353,7 @@ def test_a_client_that_goes_before_the_accept_is_a_disconnect_and_no_error():
             assert await receive() == DISCONNECTED
             await send(ACCEPT)
 
-        assert await bench.run(app) == ["over"]
+        assert await bench.run(app) == [("failed", 499, False), "over"]
         assert bench.lines == []
 
     with_bench(test)

@@ -21,15 +21,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from procmgr.worker.protocols.context import WINDOW, Context, DrainMode, Limits
+from procmgr.worker.protocols.framing import excerpt
 from procmgr.worker.protocols.pace import TAKING, Pace
+from procmgr.worker.waiters import Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from procmgr.worker.protocols.context import Member
-    from procmgr.worker.protocols.framing import Codec
+    from procmgr.worker.protocols.framing import Codec, Request
 
-__all__ = ["Address", "Connection", "Context", "DrainMode", "Limits", "Phase", "Waiters", "http_factory"]
+__all__ = ["Address", "Connection", "Context", "DrainMode", "Limits", "Phase", "http_factory"]
 
 Address = tuple[str, int | None]
 CodecName = Literal["httptools", "h11"]
@@ -59,39 +61,6 @@ class Phase(Enum):
     OPEN = "open"
     LINGERING = "lingering"
     GONE = "gone"
-
-
-class Waiters:
-    """Tasks that wait for one thing.
-
-    A future exists only while somebody really waits, and each has its own: cancelling one must not cancel the other.
-    """
-
-    __slots__ = ("_futures", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._futures: list[asyncio.Future[None]] = []
-
-    async def wait(self) -> None:
-        """Wait for the next `wake`."""
-        future = self._loop.create_future()
-        self._futures.append(future)
-        try:
-            await future
-        finally:
-            self._futures.remove(future)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether anybody waits."""
-        return bool(self._futures)
-
-    def wake(self) -> None:
-        """Let all go on."""
-        for future in self._futures:
-            if not future.done():
-                future.set_result(None)
 
 
 class Connection(asyncio.BaseProtocol):
@@ -211,6 +180,15 @@ class Connection(asyncio.BaseProtocol):
         else:
             self.transport.writelines(out)
             out.clear()
+
+    @property
+    def peer(self) -> str:
+        """Who the peer is, for a log record."""
+        return "a Unix socket" if self.client is None else f"{self.client[0]}:{self.client[1]}"
+
+    def describe(self, request: Request) -> str:
+        """Return method, target and peer for a log record, bounded and escaped."""
+        return f"{excerpt(b'%b %b' % (request.method, request.target))} from {self.peer}"
 
     # -- what a protocol defines ---------------------------------------------------------------------------------
 

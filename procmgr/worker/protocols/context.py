@@ -28,6 +28,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from procmgr.scoreboard import ACCEPTED, ACTIVE, CONNECTIONS, REQUESTS, STATUS_1XX, InFlight, Row
+from procmgr.worker.cycle import Cycle
 from procmgr.worker.forwarded import Forwarding
 from procmgr.worker.protocols.response import FieldEncoder
 from procmgr.worker.protocols.scope import scope_template
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     import logging
 
     from procmgr.worker.access import AccessLog
-    from procmgr.worker.cycle import Cycle
     from procmgr.worker.protocols.framing import Request
     from procmgr.worker.protocols.http1 import Http1Connection
     from procmgr.worker.protocols.secure import Secure
@@ -132,6 +132,7 @@ class Context:
         "app",
         "before",
         "connections",
+        "cycle",
         "draining",
         "error_log",
         "forwarding",
@@ -198,6 +199,7 @@ class Context:
         self._record, self._unrecord = inflight.begin, inflight.end
         self.error_log = error_log
         self.access = access
+        self.cycle: Callable[[Http1Connection, Request], Cycle] = access.cycle if access is not None else Cycle
         self.state = state
         self.root_path = root_path
         self.secure = secure

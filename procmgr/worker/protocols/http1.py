@@ -22,8 +22,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from procmgr.scoreboard import STATUS_1XX
-from procmgr.worker.access import client_text
-from procmgr.worker.cycle import COMPLETE, SENT, Cycle
+from procmgr.worker.cycle import COMPLETE, SENT
 from procmgr.worker.protocols.base import LOOK, Connection, Phase
 from procmgr.worker.protocols.framing import END, Refused, check_partial, excerpt
 from procmgr.worker.protocols.heads import HeadReader
@@ -34,6 +33,7 @@ from procmgr.worker.protocols.scope import http_scope
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from procmgr.worker.cycle import Cycle
     from procmgr.worker.protocols.context import Context
     from procmgr.worker.protocols.framing import Codec, Request
 
@@ -87,7 +87,7 @@ class Http1Connection(Connection):
             self._pending += data
             self._advance()
         elif (request := self._heads.repeated(data)) is not None:
-            self.cycle = cycle = Cycle(self, request)
+            self.cycle = cycle = self.context.cycle(self, request)
             self._start(cycle)
         elif data[0] != _CR and data.find(END) == len(data) - 4:
             opened = self._open(data)
@@ -195,6 +195,9 @@ class Http1Connection(Connection):
             elif cycle.buffered <= self.context.limits.body and (self._body_open or self.context.draining is None):
                 self.resume_reading()
             self._start(cycle)
+        elif cycle.refused:  # for its body, before an application heard of it
+            cycle.status = cycle.refused
+            self._account(cycle)
 
     def _wait_for_head(self) -> None:
         """Hold what is there of a head against the limits; refuse what cannot become one."""
@@ -235,7 +238,7 @@ class Http1Connection(Connection):
             self._body_left = request.content_length or 0
             self._body_total, self._body_pace = 0, None
             self._codec.begin_body(request)
-        self.cycle = cycle = cycle or Cycle(self, request)
+        self.cycle = cycle = cycle or self.context.cycle(self, request)
         cycle.body_ended = not body_open
         return cycle
 
@@ -368,7 +371,7 @@ class Http1Connection(Connection):
     def failed(self, cycle: Cycle, *, answer: bool) -> None:
         """Answer if nothing is on the wire, and close: cut short, a body tells the client that something went wrong."""
         if answer:
-            self._answer(cycle.status, head_only=cycle.request.method == b"HEAD")
+            cycle.passed_on(self._answer(cycle.status, head_only=cycle.request.method == b"HEAD"))
         self._account(cycle)
         self.close()
 
@@ -401,7 +404,7 @@ class Http1Connection(Connection):
         if access is not None:
             if not self._access_prefix:
                 self._access_prefix = access.prefix(self.client)
-            access.record(self._access_prefix, cycle.request, context.root_path, cycle.status)
+            access.record(self._access_prefix, cycle, context.root_path)
             if cycle.request.forwarded:
                 self._access_prefix = b""  # the next request of the proxy is another client's
 
@@ -416,20 +419,24 @@ class Http1Connection(Connection):
 
     # -- refusals ------------------------------------------------------------------------------------------------
 
-    def _answer(self, status: int, reason: str = "", extra: bytes = b"", *, head_only: bool = False) -> None:
-        self.write(error_response(self.context.head[0], status, reason, extra, head_only=head_only))
+    def _answer(self, status: int, reason: str = "", extra: bytes = b"", *, head_only: bool = False) -> int:
+        """Write a whole response; returns how long its body is."""
+        response = error_response(self.context.head[0], status, reason, extra, head_only=head_only)
+        self.write(response)
+        return len(response.partition(END)[2])
 
     def _refuse(self, refusal: Refused, head: bytes, *, head_only: bool = False) -> None:
         """Answer a request that is not served, unless a response to it has begun, and close."""
         context, cycle = self.context, self.cycle
-        peer = client_text(self.client) or "a Unix socket"
         # A client that is merely slow, or gave up, is no reason to look at a log.
         level = logging.INFO if refusal.status == 408 else logging.WARNING
-        context.error_log.log(level, "%s: %d, %s: '%s'", peer, refusal.status, refusal.reason, excerpt(head))
+        context.error_log.log(level, "%s: %d, %s: '%s'", self.peer, refusal.status, refusal.reason, excerpt(head))
         if cycle is None or cycle.state < SENT:
-            context.row[STATUS_1XX - 1 + refusal.status // 100] += 1
             self._answer(refusal.status, refusal.reason, refusal.lines, head_only=head_only)
-        if cycle is not None:
+        if cycle is None:
+            context.row[STATUS_1XX - 1 + refusal.status // 100] += 1
+        else:
+            cycle.refused = refusal.status  # it is accounted for when the application has heard of it
             cycle.client_lost()
             self.cycle = None
         self.close()
@@ -438,11 +445,6 @@ class Http1Connection(Connection):
         """Answer 503 (RFC 9110 section 15.6.4)."""
         cycle.status = 503
         cycle.state = COMPLETE
-        self._answer(503, reason, b"retry-after: 1\r\n", head_only=cycle.bodyless)
+        cycle.passed_on(self._answer(503, reason, b"retry-after: 1\r\n", head_only=cycle.bodyless))
         self._account(cycle)
         self.close()
-
-    def describe(self, request: Request) -> str:
-        """Return method, target and peer for a log record, bounded and escaped."""
-        what = excerpt(b"%b %b" % (request.method, request.target))
-        return f"{what} from {client_text(self.client) or 'a Unix socket'}"

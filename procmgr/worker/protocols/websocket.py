@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from procmgr.errors import ClientDisconnected
 from procmgr.scoreboard import APP_ERRORS
-from procmgr.worker.cycle import COMPLETE, SENT, WAITING, Cycle, Wire
-from procmgr.worker.protocols.base import Waiters
+from procmgr.worker.cycle import COMPLETE, SENT, WAITING, TimedCycle, Wire
 from procmgr.worker.protocols.frames import ABNORMAL, INTERNAL_ERROR, NORMAL, RESTARTING, Closed, sendable
 from procmgr.worker.protocols.scope import websocket_scope
+from procmgr.worker.waiters import Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -62,7 +62,7 @@ class Socket(Protocol):
         """Note that the application took a message."""
 
 
-class WebSocketCycle(Cycle):
+class WebSocketCycle(TimedCycle):
     """The machine for one WebSocket. `accept` sends a 101 response with the given lines and makes the socket."""
 
     __slots__ = (
