@@ -45,7 +45,8 @@ A setting is taken from the first of these that has it:
 - `bind`, `uds` and `host` with `port` exclude each other. Given in different places, the nearer one wins; given in one
   place, it is an error. `fd` comes beside any of them.
 - `PORT` is used only if none of `bind`, `host`, `port`, `uds` and `fd` is given, and then means `0.0.0.0:$PORT`.
-- A reload (SIGHUP) reads the file again. The column *Reload* says what becomes of a changed value.
+- A reload (SIGHUP) reads the file again. The column *Reload* says what becomes of a changed value; *at once* is for
+  all workers, once the first new one is ready.
 """
 
 _DIFFERENCES: Final = """

@@ -48,7 +48,7 @@ class WatchedPool:
         self.pool = restored
 
     def handle(self, event, now):
-        if isinstance(event, events.Reload | events.Reconfigure):
+        if isinstance(event, events.Reload):
             self.stable_after = min(self.stable_after, event.policy.backoff.stable_after)
         before, wake = self.seen, self.pool.deadline()
         was_known = dict(self.known)

@@ -1,7 +1,7 @@
 """Simulated weeks of a pool in production: trouble of every kind, then somebody mends it, then a calm, and so on.
 
 Each episode of trouble strikes workers, zygotes, the arbiter's clock and the code on disk, while an operator deploys,
-scales, reconfigures and upgrades. Then whatever is still broken is mended, and by the bound that the policy implies the
+scales and upgrades. Then whatever is still broken is mended, and by the bound that the policy implies the
 pool has every desired worker ready and no reload open. Then nothing happens, and so the pool does nothing. Lives end by
 a stop in any of these states or by giving up; another begins. The laws are checked at every step (`laws`).
 
@@ -223,10 +223,6 @@ class Month:
     def scale_to(self):
         self.host.send(events.ScaleTo(self.random.randint(1, 6)))
 
-    def reconfigure(self):
-        self.policy = self.any_policy(preload=self.policy.refork)
-        self.host.send(events.Reconfigure(self.policy))
-
     def deploy(self):
         """New code without a word: only those that boot from now on see it."""
         self.code = self.random.choice(list(Code))
@@ -315,7 +311,7 @@ class Month:
 FAULTS = [Month.crash, Month.kill, Month.leave, Month.hang, Month.stall, Month.sigstop, Month.term]
 LIMITS = [Month.recycle, Month.grow, Month.burst, Month.memory_short]
 DISASTERS = [Month.all_at_once, Month.no_forks, Month.zygote_dies, Month.clock_jumps]
-WISHES = [Month.upgrade, Month.scale_by, Month.scale_to, Month.reconfigure]
+WISHES = [Month.upgrade, Month.scale_by, Month.scale_to]
 DEPLOYS = [Month.deploy, Month.reload_good, Month.reload_bad, Month.reload_thrice]
 INCIDENTS = [*FAULTS, *LIMITS, *DISASTERS, *WISHES, *DEPLOYS]
 

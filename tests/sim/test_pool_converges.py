@@ -61,7 +61,7 @@ def faulty(random):
 
 def meddle(host, random, policy):
     """One wish of an operator, or a clock that jumps."""
-    what = random.randrange(12)
+    what = random.randrange(11)
     if what < 4:
         changes = {"workers": random.choice([policy.workers, policy.workers, random.randint(1, 5)])}
         host.send(events.Reload(policy_of(random, beat_timeout=policy.beat_timeout, **changes)))
@@ -70,8 +70,6 @@ def meddle(host, random, policy):
     elif what == 7:
         host.send(events.ScaleTo(random.randint(1, 5)))
     elif what == 8:
-        host.send(events.Reconfigure(policy_of(random, beat_timeout=policy.beat_timeout)))
-    elif what == 9:
         host.jump(random.choice([0.5, 20.0, 400.0]), everyone=random.random() < 0.5)
 
 

@@ -115,7 +115,6 @@ EVENTS = {
     ],
     events.ScaleBy: [events.ScaleBy(delta) for delta in (-10, -1, 0, 1)],
     events.ScaleTo: [events.ScaleTo(workers) for workers in (-1, 1, 3)],
-    events.Reconfigure: [events.Reconfigure(ROLL), events.Reconfigure(HOLD)],
     events.Reload: [events.Reload(ROLL), events.Reload(HOLD)],
     events.Stop: [events.Stop(level) for level in StopLevel],
 }

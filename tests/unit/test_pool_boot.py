@@ -404,15 +404,6 @@ def test_a_worker_cancelled_while_its_fork_was_under_way_is_terminated_once_it_i
     assert drive.died(2, Exit(signal=15))[0].expected
 
 
-def test_reconfigure_keeps_a_scaled_number_unless_workers_itself_changed():
-    drive = serving(2)
-    drive.send(events.ScaleTo(3))
-    drive.send(events.Reconfigure(Policy(workers=2, surge=2)))
-    assert (drive.view.desired, drive.view.surge) == (3, 2)
-    drive.send(events.Reconfigure(Policy(workers=4)))
-    assert drive.view.desired == 4
-
-
 @pytest.mark.parametrize(
     "wrong",
     [

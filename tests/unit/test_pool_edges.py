@@ -429,55 +429,138 @@ def test_a_replacement_that_boots_is_not_what_a_reload_discards():
     assert actions.ReloadBegun(3) in drive.reload(), "this is the first boot that is discarded"
 
 
-def test_reconfiguring_reaches_a_roll_that_is_not_committed():
-    drive = serving(1, boot_timeout=20.0, beat_timeout=0.0)
-    drive.reload()
-    drive.send(events.Reconfigure(Policy(workers=3, surge=2, boot_timeout=5.0)))
-    assert (drive.view.desired, drive.view.surge) == (3, 2)
-    assert {spawn[2] for spawn in drive.spawns()} == {1, 2}
-    drive.ready(*drive.ids("starting"))
-    assert drive.view.desired == 3, "the commit brings what was set last"
+# Who is counted, and under which policy
 
 
-def test_reconfiguring_reaches_the_boots_of_a_committed_roll():
-    drive = serving(2, boot_timeout=20.0, beat_timeout=0.0)
+def test_a_rollback_ends_what_boots_of_the_new_generation_and_nothing_of_the_old():
+    drive = serving(3, surge=2)
     drive.reload()
+    drive.died(3, KILLED)
+    drive.spawned(4, 5, 6)
+    assert drive.ids("starting") == [4, 5, 6]
+    drive.died(4, Exit(code=3))
+    assert drive.of(actions.Terminate) == [actions.Terminate(5)]
+    assert drive.ids("starting") == [6]
+
+
+def test_after_a_partial_reload_what_boots_for_a_slot_that_is_served_is_ended():
+    drive = serving(3, surge=2)
+    drive.reload(boot_attempts=1)
+    drive.ready(4)
+    drive.spawned(5, 6)
+    drive.died(5, Exit(code=3))
+    assert [ended.outcome for ended in drive.of(ReloadEnded)] == [ReloadOutcome.PARTIAL]
+    assert drive.of(actions.Terminate) == [actions.Terminate(6)]
+
+
+def test_of_two_that_serve_in_one_slot_the_older_goes_once_there_is_room_to_drain():
+    drive = serving(3, surge=2, graceful_timeout=1000.0)
+    drive.reload()
+    drive.ready(4, 5, 6)
+    assert drive.ids("draining") == [1, 2, 3]
+    drive.reload(boot_attempts=1)
+    drive.ready(7)
+    drive.spawned(8)
+    drive.died(8, Exit(code=3))
+    assert [ended.outcome for ended in drive.of(ReloadEnded)] == [ReloadOutcome.PARTIAL]
+    assert drive.of(actions.Drain) == []
+    drive.died(1)
+    assert [drain.worker_id for drain in drive.of(actions.Drain)] == [4]
+
+
+def test_an_empty_slot_is_filled_before_one_whose_worker_is_due():
+    drive = serving(2)
+    drive.died(2, KILLED)
     drive.spawned(3)
-    drive.send(events.Reconfigure(Policy(workers=2, boot_timeout=5.0, beat_timeout=0.0)))
-    drive.ready(3)
+    drive.died(3, Exit(code=3))
+    drive.send(events.RecycleDue(1, "requests"))
+    assert drive.spawns() == []
+    drive.wait(drive.view.backoff_until - drive.now)
+    assert drive.spawns() == [(4, 1, 1)]
+
+
+def test_what_is_spawned_for_the_old_generation_during_a_roll_boots_under_the_old_policy():
+    drive = serving(2, boot_timeout=20.0, beat_timeout=0.0)
+    drive.reload(boot_timeout=50.0)
+    drive.spawned(3)
+    drive.died(2, KILLED)
     drive.spawned(4)
-    drive.wait(5)
+    drive.wait(20)
     assert drive.of(actions.DumpStacks) == [actions.DumpStacks(4)]
 
 
-def test_reconfiguring_after_the_commit_reaches_the_boots_to_come():
-    drive = serving(3, boot_timeout=20.0, beat_timeout=0.0)
+def test_a_worker_that_drains_when_its_fork_is_reported_is_left_to_it():
+    drive = Drive(workers=1)
+    drive.send(events.Ready(1))
+    assert drive.send(events.Stop(StopLevel.GRACEFUL))[-1] == actions.Drain(1, actions.DrainMode.STOP, 30.0)
+    assert drive.spawned(1) == []
+
+
+def test_the_failed_fork_of_a_worker_that_was_cancelled_is_no_failure():
+    drive = serving(1)
+    drive.send(events.ScaleBy(1))
+    drive.send(events.ScaleBy(-1))
+    drive.send(events.SpawnFailed(2, "EAGAIN"))
+    assert (drive.view.failures, drive.view.backoff_until) == (0, None)
+
+
+def test_in_a_stop_nothing_waits_for_a_back_off():
+    drive = Drive(workers=2)
+    drive.ready(1)
+    drive.spawned(2)
+    drive.died(2, Exit(code=3))
+    assert drive.view.backoff_until is not None
+    drive.send(events.Stop(StopLevel.GRACEFUL))
+    assert (drive.view.backoff_until, drive.view.backoff_seconds) == (None, None)
+
+
+def test_a_row_that_begins_with_a_worker_that_was_ready_begins_without_a_wait_whatever_the_last_one_waited():
+    drive = serving(2)
+    drive.died(2, KILLED)
+    drive.spawned(3)
+    drive.died(3, Exit(code=3))
+    drive.wait(drive.view.backoff_until - drive.now)
+    drive.ready(4)
+    drive.wait(20)
+    assert drive.view.failures == 0
+    drive.send(events.RecycleDue(1, "requests"))
+    drive.ready(5)
+    drive.died(5, KILLED)
+    assert drive.view.failures == 1
+    assert drive.spawns() == [(6, 0, 1)]
+
+
+def test_a_reload_that_has_nothing_booting_may_be_overtaken_although_the_old_generation_boots():
+    drive = serving(2)
+    drive.died(2, KILLED)
+    drive.spawned(3)
+    drive.died(3, Exit(code=3))
+    drive.wait(drive.view.backoff_until - drive.now)
+    assert drive.spawns() == [(4, 1, 1)]
+    for generation in (2, 3, 4):
+        assert actions.ReloadBegun(generation) in drive.reload()
+
+
+def test_a_worker_that_says_it_drains_when_it_was_told_to_is_no_loss():
+    drive = Drive(workers=2)
+    drive.ready(1, 2)
+    drive.send(events.ScaleTo(1))
+    assert drive.send(events.DrainBegun(2)) == []
+    assert drive.view.failures == 0
+
+
+def test_a_reload_that_waits_for_drains_does_not_wake_the_pool_when_it_might_discard_a_boot():
+    drive = serving(1, boot_timeout=20.0, beat_timeout=0.0, graceful_timeout=1000.0)
+    drive.reload()
+    drive.reload()
+    drive.ready(3)
     drive.reload()
     drive.ready(4)
-    drive.send(events.Reconfigure(Policy(workers=3, boot_timeout=4.0, beat_timeout=0.0)))
-    drive.ready(5)
-    drive.spawned(6)
-    drive.wait(4)
-    assert drive.of(actions.DumpStacks) == [actions.DumpStacks(6)]
-
-
-def test_reconfiguring_reaches_a_reload_that_waits():
-    drive = serving(1, boot_timeout=20.0)
-    for _ in range(3):
-        drive.reload()
-    drive.send(events.Reconfigure(Policy(workers=1, surge=2)))
-    drive.ready(3)
-    assert (drive.view.rolling, drive.view.surge) == (4, 2)
-
-
-def test_reconfiguring_reaches_what_a_roll_falls_back_upon():
-    drive = serving(2, refork=True, boot_timeout=20.0, beat_timeout=0.0)
-    drive.reload(refork=True)
-    drive.ready(3)
-    drive.send(events.Reconfigure(Policy(workers=2, refork=True, surge=2, beat_timeout=0.0)))
-    drive.spawned(4)
-    drive.died(4, Exit(code=3))
-    assert (drive.view.generation, drive.view.surge) == (1, 2)
+    drive.reload()
+    assert (drive.view.rolling, drive.view.pending) == (4, 5)
+    drive.now = 80.0
+    drive.send(events.Tick())
+    assert drive.pool.deadline() > 80.0
 
 
 # Time

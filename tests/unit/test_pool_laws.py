@@ -132,10 +132,6 @@ class AnyEvents(RuleBasedStateMachine):
         self.send(events.ScaleTo(workers))
 
     @rule(policy=POLICIES)
-    def reconfigure(self, policy):
-        self.send(events.Reconfigure(policy))
-
-    @rule(policy=POLICIES)
     def reload(self, policy):
         self.send(events.Reload(policy))
 

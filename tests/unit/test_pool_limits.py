@@ -75,6 +75,25 @@ def test_an_event_without_beats_calls_nobody_late():
     assert drive.pool.deadline() == pytest.approx(drive.now + 0.1)
 
 
+def test_the_same_old_beat_read_again_is_no_beat():
+    drive = serving(1, slow_loop=1.0)
+    said = 0
+    for _ in range(5):
+        drive.now = drive.pool.deadline()
+        drive.send(events.Beats(((1, 60.0),)))
+        said += len(late(drive))
+    assert said == 1
+
+
+def test_an_arbiter_that_is_late_by_a_tenth_of_a_second_excuses_nobody():
+    drive = Drive(workers=1, slow_loop=0.01, beat_interval=0.01)
+    drive.ready(1)
+    assert drive.pool.deadline() == 0.1
+    drive.now = 0.2
+    drive.send(events.Beats(((1, 0.0),)))
+    assert [each.worker_id for each in late(drive)] == [1]
+
+
 def test_when_the_arbiter_was_late_itself_the_workers_get_half_a_second_to_beat():
     drive = serving(2, slow_loop=1.0)
     drive.now = drive.pool.deadline() + 0.3
@@ -112,6 +131,11 @@ def test_a_worker_is_replaced_after_its_lifetime_and_jitter_and_then_retired():
     assert drive.spawns() == [(2, 0, 1)]
     drive.ready(2)
     assert [drain.worker_id for drain in drive.of(actions.Drain)] == [1]
+
+
+def test_the_pool_wakes_when_a_lifetime_ends():
+    drive = serving(1, max_lifetime=62.0)
+    assert drive.pool.deadline() == 62.0
 
 
 def test_of_many_whose_lifetime_ends_together_one_at_a_time_is_replaced():
@@ -156,9 +180,9 @@ def test_when_memory_is_short_the_largest_worker_is_replaced_first_and_then_the_
     drive.send(short(300, 500, 400))
     assert [each.worker_id for each in drive.of(actions.WorkerRecycled)] == [2]
     assert drive.spawns() == [(4, 1, 1)], "its replacement comes first"
-    assert drive.send(short(300, 500, 400)) == [], "one at a time: a replacement needs memory too"
+    assert drive.send(short(300, 0, 400)) == [], "one at a time: a replacement needs memory too"
     drive.ready(4)
-    assert drive.send(short(300, 500, 400)) == [], "its predecessor has not given back its own yet"
+    assert drive.send(short(300, 0, 400)) == [], "its predecessor has not given back its own yet"
     drive.died(2)
     drive.send(short(300, 0, 400))
     assert [each.worker_id for each in drive.of(actions.WorkerRecycled)] == [3]
@@ -167,8 +191,44 @@ def test_when_memory_is_short_the_largest_worker_is_replaced_first_and_then_the_
 def test_when_memory_is_short_nobody_is_replaced_whose_replacement_would_be_as_large():
     drive = grown(2)
     assert drive.send(short(120, 125)) == []
+    drive.send(short(120, 126))
+    assert [each.worker_id for each in drive.of(actions.WorkerRecycled)] == [2]
     unmeasured = serving(1)
     assert unmeasured.send(short(10_000)) == []
+
+
+def test_when_memory_is_short_the_reason_is_said_in_mib():
+    drive = serving(1)
+    drive.send(events.Measured(1, 100 << 20))
+    drive.send(short(200 << 20))
+    assert drive.of(actions.WorkerRecycled)[0].reason == "memory is short and it uses the most, 200.0 MiB"
+
+
+def test_when_memory_is_short_while_workers_come_nobody_else_is_replaced():
+    drive = grown(3)
+    drive.send(events.ScaleBy(1))
+    assert drive.send(short(300, 500, 400)) == []
+
+
+def test_when_memory_is_short_while_a_replacement_waits_for_its_back_off_nobody_else_is_replaced():
+    drive = grown(3)
+    drive.send(events.RecycleDue(1, "requests"))
+    drive.spawned(4)
+    drive.died(4, Exit(code=3))
+    assert drive.view.backoff_until is not None
+    assert drive.ids("ready") == drive.ids() == [1, 2, 3]
+    assert drive.send(short(0, 500, 400)) == []
+
+
+def test_when_memory_is_short_while_a_roll_waits_for_its_back_off_nobody_is_replaced():
+    drive = grown(3)
+    drive.reload()
+    drive.ready(4)
+    drive.died(1)
+    drive.spawned(5)
+    drive.died(5, Exit(code=3))
+    assert (drive.view.rolling, drive.ids("ready")) == (2, drive.ids())
+    assert drive.send(short(0, 500, 400)) == []
 
 
 def test_when_memory_is_short_during_a_roll_or_a_stop_nothing_is_added_to_it():
@@ -205,12 +265,37 @@ def test_a_hung_worker_may_leave_a_core_file_before_its_kill():
     drive = serving(1, beat_timeout=10.0, dump_grace=0.5, core_grace=10.0)
     drive.wait(10, beating=False)
     assert drive.out == [actions.DumpStacks(1), actions.Spawn(2, 0, 1)]
+    assert drive.pool.deadline() == drive.now + 0.5
     drive.wait(0.5, beating=False)
     assert drive.out == [actions.Abort(1)]
     drive.wait(9.9, beating=False)
     assert drive.out == []
     drive.wait(0.1, beating=False)
     assert drive.out == [actions.Kill(1, KillReason.HUNG)]
+
+
+def test_nobody_is_aborted_before_its_fork_is_reported():
+    drive = Drive(workers=1, beat_timeout=10.0, core_grace=10.0)
+    drive.send(events.Ready(1))
+    drive.wait(30, beating=False)
+    assert drive.view.workers[0].given_up
+    assert drive.of(actions.Abort) == []
+
+
+def test_without_time_for_a_core_file_a_hung_worker_is_killed_and_not_aborted():
+    drive = serving(1, beat_timeout=10.0)
+    drive.wait(20, beating=False)
+    assert drive.of(actions.Abort) == []
+    assert drive.of(actions.Kill) == [actions.Kill(1, KillReason.HUNG)]
+
+
+def test_a_worker_that_was_killed_and_does_not_die_is_not_found_hung_as_well():
+    drive = serving(1, beat_timeout=10.0, graceful_timeout=1.0, kill_grace=1.0)
+    drive.send(events.Stop(StopLevel.GRACEFUL))
+    drive.wait(2)
+    assert drive.of(actions.Kill) == [actions.Kill(1, KillReason.DRAIN_TIMEOUT)]
+    drive.wait(30, beating=False)
+    assert drive.out == []
 
 
 def test_the_death_of_an_aborted_worker_is_reported_with_the_reason_of_the_abort():

@@ -262,18 +262,6 @@ def test_new_workers_boot_under_the_new_policy():
     assert drive.view.rolling is None
 
 
-def test_reconfiguring_during_a_roll_reaches_the_roll_and_what_waits():
-    drive = serving(2)
-    for _ in range(3):
-        drive.reload()
-    drive.send(events.Reconfigure(Policy(workers=3)))
-    assert (drive.view.desired, drive.view.pending) == (3, 4)
-    drive.ready(4)
-    assert drive.view.rolling == 4
-    drive.ready(*drive.ids("starting"))
-    assert drive.view.desired == 3
-
-
 def test_recycling_replaces_first_one_at_a_time_however_many_are_due():
     drive = serving(3)
     for worker_id in (1, 2, 3):

@@ -109,7 +109,7 @@ def test_nothing_is_spawned_and_no_wish_is_heard_after_a_stop():
     drive.send(GRACEFUL)
     drive.died(1, KILLED)
     assert drive.spawns() == []
-    for wish in (events.Reload(drive.policy), events.Reconfigure(drive.policy), events.ScaleBy(1), events.ScaleTo(5)):
+    for wish in (events.Reload(drive.policy), events.ScaleBy(1), events.ScaleTo(5)):
         assert drive.send(wish) == []
     assert drive.view.newest_generation == 1
     assert drive.view.desired == 2

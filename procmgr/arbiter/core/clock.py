@@ -60,17 +60,16 @@ def expire(state: State) -> None:
             _give_up_on(state, worker, KillReason.HUNG)
         elif worker.expires_at(state.policy) <= state.now:
             state.recycle(worker, f"it served for {state.policy.max_lifetime:g} s or more")
-    if state.pacer.failures:
-        for worker in state.workers.values():
-            if worker.ready and worker.served(state.now, state.policy.backoff.stable_after):
-                state.pacer.succeed(worker)
+    for worker in state.workers.values():
+        if worker.ready and worker.served(state.now, state.policy.backoff.stable_after):
+            state.pacer.succeed(worker)
 
 
 def _give_up_on(state: State, worker: Worker, reason: KillReason) -> None:
     """Have its stacks dumped and kill it soon after. A late sign of life does not save it: the age was proven."""
     lost = worker.present
     kill_at = state.now + state.policy.dump_grace
-    if reason is KillReason.HUNG and state.policy.core_grace:
+    if reason is KillReason.HUNG:
         worker.abort_at = kill_at
         kill_at += state.policy.core_grace
     worker.doom(reason, kill_at, state.now)

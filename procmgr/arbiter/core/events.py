@@ -145,13 +145,6 @@ class ScaleTo:
 
 
 @dataclass(frozen=True, slots=True)
-class Reconfigure:
-    """Apply a changed policy without a new generation."""
-
-    policy: Policy
-
-
-@dataclass(frozen=True, slots=True)
 class Reload:
     """Replace every worker by one of a new generation, under `policy`."""
 
@@ -166,5 +159,5 @@ class Stop:
 
 
 Fact = Spawned | SpawnFailed | Ready | BootFailed | Suspended | DrainBegun | RecycleDue | Measured | Exited
-Wish = ScaleBy | ScaleTo | Reconfigure | Reload | Stop
+Wish = ScaleBy | ScaleTo | Reload | Stop
 Event = Tick | Beats | MemoryShort | Fact | Wish

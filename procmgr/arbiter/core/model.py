@@ -189,8 +189,8 @@ class Worker:
         return Abort(self.worker_id)
 
     def abort_due(self) -> float:
-        """Return when to abort it."""
-        return inf if self.aborted or self.killed else self.abort_at
+        """Return when to abort it; as with its KILL, never before its fork is reported."""
+        return inf if self.aborted or self.killed or self.pid is None else self.abort_at
 
     def kill(self) -> Kill:
         """Kill it; only its `Exited` can follow."""

@@ -122,7 +122,7 @@ class Pool:
         """Return a snapshot."""
         state, pacer = self._state, self._state.pacer
         waiting = pacer.waiting and state.stop is None
-        trying = state.roll.policy if state.roll and not state.roll.committed else state.policy
+        trying = state.roll.policy if state.roll else state.policy
         return View(
             desired=state.target,
             surge=trying.surge,

@@ -117,11 +117,9 @@ def _measured(state: State, worker: Worker, used: int) -> None:
 def _relieve(state: State, event: events.MemoryShort) -> None:
     """Have the largest worker replaced, of those whose replacement will be smaller, unless workers come or go already.
 
-    One at a time: a replacement needs memory before its predecessor gives its own back.
+    One at a time: a replacement needs memory before its predecessor gives its own back. In a stop all workers go.
     """
-    if state.stop is not None or state.roll or state.pending or len(state.present()) > state.target:
-        return
-    if not all(worker.ready and not worker.recycling for worker in state.workers.values()):
+    if state.roll or not all(worker.ready and not worker.recycling for worker in state.workers.values()):
         return
     grown = [
         (used, worker)
@@ -171,8 +169,6 @@ def _record_wish(state: State, wish: events.Wish) -> None:
             _scale(state, lambda workers: workers + wish.delta)
         case events.ScaleTo():
             _scale(state, lambda _: wish.workers)
-        case events.Reconfigure():
-            reload.reconfigure(state, wish.policy)
         case events.Reload():
             reload.accept(state, wish.policy)
         case _:

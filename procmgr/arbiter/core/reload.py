@@ -26,19 +26,6 @@ def accept(state: State, policy: Policy) -> None:
     state.pending = Request(generation=state.newest, policy=policy)
 
 
-def reconfigure(state: State, policy: Policy) -> None:
-    """Adopt `policy` at once; it is newer than what a reload under way brings, or one that waits."""
-    roll = state.roll
-    if roll:
-        roll.workers = retarget(roll.workers, roll.policy, policy)
-        roll.policy = policy
-    if roll and roll.fallback:
-        roll.fallback.policy = policy
-    if state.pending:
-        state.pending.policy = policy
-    _adopt(state, policy, retarget(state.target, state.policy, policy))
-
-
 def _adopt(state: State, policy: Policy, workers: int) -> None:
     """Decide by `policy` from now on; a beat is not held to a time-out that did not apply when it was due."""
     if policy.beat_timeout != state.policy.beat_timeout:
