@@ -78,6 +78,7 @@ APP_ERRORS: Final = 11
 LOG_DROPPED: Final = 12
 DEBUGGING: Final = 13
 TLS_FAILED: Final = 14
+CPU: Final = 15
 
 LAYOUT: Final = (
     CellSpec(BEAT, "beat", Kind.STAMP, "when the event loop last turned, CLOCK_MONOTONIC nanoseconds"),
@@ -95,6 +96,7 @@ LAYOUT: Final = (
     CellSpec(LOG_DROPPED, "log_dropped", Kind.COUNTER, "log lines dropped because their reader stalled"),
     CellSpec(DEBUGGING, "debugging", Kind.GAUGE, "1 once a person debugs this worker on its terminal"),
     CellSpec(TLS_FAILED, "tls_failed", Kind.COUNTER, "connections whose TLS handshake failed"),
+    CellSpec(CPU, "cpu", Kind.COUNTER, "processor time of the process as of its last beat, nanoseconds"),
 )
 
 COUNTERS: Final = tuple(spec.index for spec in LAYOUT if spec.kind is Kind.COUNTER)

@@ -6,17 +6,17 @@ What a generation is made of is a `Plan`.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from procmgr import __version__, logs, messages, process, scoreboard, sockets
+from procmgr import __version__, control, logs, messages, scoreboard, sockets
 from procmgr.arbiter import descendants, estate
+from procmgr.arbiter.admin import Admin
 from procmgr.arbiter.aides import Aides
-from procmgr.arbiter.control import Control, try_open
+from procmgr.arbiter.control import Control
 from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.events import MemoryShort, Reload, ScaleBy, Stop, StopLevel
 from procmgr.arbiter.core.view import status_line
@@ -38,7 +38,6 @@ from procmgr.arbiter.renewal import Renewal
 from procmgr.arbiter.report import Report, fields_of
 from procmgr.arbiter.signals import HANDLED, SignalQueue, StopLadder
 from procmgr.arbiter.stacks import StackReader
-from procmgr.control import default_path
 from procmgr.errors import ProcmgrError, UnavailableError
 from procmgr.worker import boot
 
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from procmgr.arbiter.member import Member
     from procmgr.arbiter.plans import Plan
     from procmgr.config.resolve import Invocation
-    from procmgr.config.settings import Settings
     from procmgr.handover import Envelope
     from procmgr.sockets import Listener
 
@@ -63,7 +61,6 @@ class Arbiter:
         self._listeners, self._plans = made.listeners, made.plans
         self._pid_file = made.pid_file
         self._pool = made.pool
-        self._prepare_process(made.settings)
         self._ladder = StopLadder()
         left = made.estate
         self._signals = SignalQueue(left.signals if left else None)
@@ -125,7 +122,26 @@ class Arbiter:
             summary=self._service_status,
             after_seconds=HOOK_SECONDS,
         )
-        self._control = self._adopt_control(left) if left else self._open_control(made.settings)
+        self._admin = Admin(
+            settings=made.settings.admin,
+            estate=left.admin if left else None,
+            loop=self._loop,
+            now=self._host.now,
+            view=self._pool.view,
+            summary=self.summary,
+            document=self._operations.status,
+            members=self._host.members,
+            board=self._host.board,
+            born=self._born,
+        )
+        self._control = Control.begin(
+            left.control if left else None,
+            setting=control.OFF if left and left.control is None else made.settings.process.control,
+            default=control.default_path(invocation.environ, made.settings.process.name),
+            loop=self._loop,
+            now=self._host.now,
+            answer=self._operations.answer,
+        )
         self._aides = Aides(
             invocation=invocation,
             loop=self._loop,
@@ -168,6 +184,7 @@ class Arbiter:
         """Let go of the control socket, at the end."""
         self._operations.close()
         self._pressure.close()
+        self._admin.leave()
         if self._control is not None:
             self._control.leave()
 
@@ -177,6 +194,8 @@ class Arbiter:
         where = ", ".join(sockets.url(listener.address, scheme=plan.settings.tls.scheme) for listener in plan.listeners)
         count = f"{workers} worker{'' if workers == 1 else 's'}"
         log.info("procmgr %s (pid %d) starts %s on %s with %s", __version__, os.getpid(), app, where, count)
+        if self._admin.addresses:
+            log.info("admin pages on %s", ", ".join(self._admin.addresses))
 
     def on_signal(self, signum: signal.Signals) -> None:
         """Answer a signal; see the signals table in the README."""
@@ -227,6 +246,7 @@ class Arbiter:
             case _:
                 pass
         self._history.note(notice)
+        self._admin.hear(notice)
         self._report.say(notice)
         self._aides.hear(notice)
         self._manager.hear(notice)
@@ -238,6 +258,7 @@ class Arbiter:
         self._manager.sample()
         self._memory.sample()
         self._renewal.look()
+        self._admin.sample(now)
         if self._control is not None:
             self._control.sweep(now)
 
@@ -268,6 +289,7 @@ class Arbiter:
         self._pressure.close()
         self._listeners.close_in_child(keep)
         self._plans.close_in_child()
+        self._admin.close_in_child()
         if self._control is not None:
             self._control.close_in_child()
         if self._pid_file is not None:
@@ -343,6 +365,7 @@ class Arbiter:
             pid_file=self._pid_file.hand_over() if self._pid_file else None,
             nursery=self._nursery.hand_over(),
             control=self._control.listener.hand_over() if self._control else None,
+            admin=self._admin.hand_over(),
             history=self._history.hand_over(),
             born=self._born,
         )
@@ -375,16 +398,6 @@ class Arbiter:
     def plan_in_force(self) -> Plan:
         """Return what workers are made of now."""
         return self._plans.in_force(self._pool.view().generation)
-
-    def _open_control(self, settings: Settings) -> Control | None:
-        listener = try_open(settings.process.control, default_path(self._invocation.environ, settings.process.name))
-        return None if listener is None else self._serve_control(listener)
-
-    def _adopt_control(self, left: estate.Estate) -> Control | None:
-        return None if left.control is None else self._serve_control(sockets.Listener.adopt(left.control))
-
-    def _serve_control(self, listener: Listener) -> Control:
-        return Control(listener=listener, loop=self._loop, now=self._host.now, answer=self._operations.answer)
 
     def summary(self) -> str:
         """Return the state in one line."""
@@ -430,12 +443,3 @@ class Arbiter:
             self._aides.entrust()
         elif not (self._nursery.buried(pid, exit_) or self._aides.buried(pid, exit_)):
             log.debug("buried pid %d, which is no worker", pid)
-
-    def _prepare_process(self, settings: Settings) -> None:
-        process.enlarge_signal_stack()
-        process.raise_nofile_limit()
-        process.set_subreaper()
-        process.set_title(f"procmgr: {settings.process.name}")
-        boot.preimport(settings)
-        gc.collect()
-        gc.freeze()

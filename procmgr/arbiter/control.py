@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from procmgr import control, sockets
+from procmgr.arbiter.accepting import Accepting
 from procmgr.control import RequestError
 from procmgr.errors import BindError, ExitCode, ProcmgrError
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from procmgr.arbiter.loop import Loop
     from procmgr.control import Request
-    from procmgr.sockets import Listener
+    from procmgr.sockets import Listener, ListenerEstate
 
 MAX_CLIENTS: Final = 128
 MAX_OUTPUT: Final = 1024 * 1024
@@ -38,8 +39,6 @@ IDLE_SECONDS: Final = 30.0
 """How long a client may say nothing, or not read what waits for it."""
 
 _BACKLOG: Final = 128
-_ACCEPTS_PER_TURN: Final = 16
-_PAUSE_SECONDS: Final = 0.1
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid (unix(7))
 _SHOWN_REFUSALS: Final = 64
 
@@ -136,7 +135,22 @@ class Control:
         self._answer = answer
         self._clients: dict[int, Client] = {}
         self._refused: set[int] = set()
-        loop.watch(listener.sock.fileno(), self._accept)
+        self._accepting = Accepting(listener, loop=loop, now=now, admit=self._admit, what="a control connection")
+
+    @classmethod
+    def begin(
+        cls,
+        estate: ListenerEstate | None,
+        *,
+        setting: str | None,
+        default: Path | None,
+        loop: Loop,
+        now: Callable[[], float],
+        answer: Callable[[Request, Client], None],
+    ) -> Control | None:
+        """Serve a predecessor's socket, or the one that the setting `control` asks for; None if there is none."""
+        listener = try_open(setting, default) if estate is None else sockets.Listener.adopt(estate)
+        return None if listener is None else cls(listener=listener, loop=loop, now=now, answer=answer)
 
     def sweep(self, now: float) -> None:
         """Let go of clients that were idle for too long; to be called about once a second."""
@@ -155,7 +169,7 @@ class Control:
             self._loop.unwatch(client.sock.fileno())
             client.sock.detach()
         self._clients.clear()
-        self._loop.unwatch(self.listener.sock.fileno())
+        self._accepting.end()
         sockets.unlink(self.listener)
         self.listener.sock.close()
 
@@ -189,25 +203,7 @@ class Control:
         if not client.gone and (b"\n" in client.received or client.eof):
             self._loop.call_at(self._now(), lambda: self._next(client))
 
-    def _accept(self, _events: int) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
-            try:
-                sock, _ = self.listener.sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:  # EMFILE, ENFILE, ENOMEM: the listener stays readable, and the loop would spin
-                log.warning("cannot accept a control connection: %s", error.strerror)
-                self._pause()
-                return
-            self._admit(sock)
-
-    def _pause(self) -> None:
-        fd = self.listener.sock.fileno()
-        self._loop.unwatch(fd)
-        self._loop.call_at(self._now() + _PAUSE_SECONDS, lambda: self._loop.watch(fd, self._accept))
-
     def _admit(self, sock: socket.socket) -> None:
-        sock.settimeout(0.0)
         if len(self._clients) >= MAX_CLIENTS:  # the one that is idle for longest makes room, before any that waits
             self._drop(min(self._clients.values(), key=lambda client: (client.busy, client.last)))
         client = Client(sock, self)

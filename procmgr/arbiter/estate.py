@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 from procmgr import messages, plain, process, scoreboard, sockets
+from procmgr.arbiter.admin import AdminEstate
 from procmgr.arbiter.core.pool import Pool
 from procmgr.arbiter.guard import GuardEstate
 from procmgr.arbiter.history import HistoryEstate
@@ -45,6 +46,7 @@ class Estate:
     history: HistoryEstate
     born: float
     nursery: NurseryEstate = NurseryEstate()
+    admin: AdminEstate = AdminEstate()
     version: int = VERSION
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from contextlib import closing
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from procmgr.config.resolve import Invocation, Resolved
+    from procmgr.config.settings import Settings
     from procmgr.handover import Envelope, Ticket
 
 
 def main(invocation: Invocation, resolved: Resolved) -> int:
     """Supervise until stopped; returns the exit code. Raises `ProcmgrError` when it cannot start."""
     process.open_standard_streams()
-    with closing(parts.start(invocation, resolved)) as made, closing(Arbiter(invocation, made)) as arbiter:
-        return arbiter.run()
+    with closing(parts.start(invocation, resolved)) as made:
+        _prepare_process(made.settings)
+        with closing(Arbiter(invocation, made)) as arbiter:
+            return arbiter.run()
 
 
 def take_over(invocation: Invocation, envelope: Envelope) -> Callable[[], int]:
@@ -34,6 +38,7 @@ def take_over(invocation: Invocation, envelope: Envelope) -> Callable[[], int]:
     Until that is called nothing has happened that anybody could notice. Raises whatever may go wrong.
     """
     made = parts.take_over(invocation, estate.read(envelope.estate))
+    _prepare_process(made.settings)
     arbiter = Arbiter(invocation, made)
 
     def go_on() -> int:
@@ -71,3 +76,13 @@ def check(invocation: Invocation, resolved: Resolved) -> int:
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else ExitCode.APP_FAILED
+
+
+def _prepare_process(settings: Settings) -> None:
+    process.enlarge_signal_stack()
+    process.raise_nofile_limit()
+    process.set_subreaper()
+    process.set_title(f"procmgr: {settings.process.name}")
+    boot.preimport(settings)
+    gc.collect()
+    gc.freeze()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from procmgr.arbiter.loop import Loop
     from procmgr.arbiter.plans import Plan
     from procmgr.arbiter.stacks import StackReader, Stacks
+    from procmgr.arbiter.status import Document
     from procmgr.control import Request
 
 T = TypeVar("T")
@@ -139,9 +140,13 @@ class Operations:
             if _waits(waiter):
                 waiter.stopped()
 
+    def status(self) -> Document:
+        """Return the status document."""
+        return self._status.document(self._steering.plan_in_force())
+
     def _tell_status(self, arguments: _Arguments, client: Client) -> None:
         arguments.nothing_more()
-        client.end(ExitCode.OK, **self._status.document(self._steering.plan_in_force()))
+        client.end(ExitCode.OK, **self.status())
 
     def _tell_version(self, arguments: _Arguments, client: Client) -> None:
         arguments.nothing_more()

@@ -133,6 +133,7 @@ def policy_of(settings: Settings) -> Policy:
         surge=pool.workers if developing else pool.reload_surge.count(pool.workers),
         boot_timeout=pool.timeout_boot,
         beat_timeout=pool.timeout,
+        shutdown_delay=pool.shutdown_delay,
         graceful_timeout=pool.graceful_timeout,
         quick_timeout=QUICK_SECONDS,
         kill_grace=KILL_GRACE_SECONDS,

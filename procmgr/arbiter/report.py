@@ -31,6 +31,7 @@ PoolNotice = (
     | actions.PoolReady
     | actions.ReloadEnded
     | actions.Scaled
+    | actions.Leaving
     | actions.Stopping
     | actions.GaveUp
     | actions.ClockJumped
@@ -173,6 +174,8 @@ def _say_pool(notice: PoolNotice) -> None:
             _say_reload(notice)
         case actions.Scaled(workers=workers):
             log.info("scaling to %s", _count(workers, "worker"))
+        case actions.Leaving(seconds=seconds):
+            log.info("leaving: not ready any more for those who ask, serving on for %g s", seconds)
         case actions.Stopping(level=level):
             log.info(_STOPPING[level])
         case actions.GaveUp(attempts=attempts):

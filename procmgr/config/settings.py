@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
 
 from procmgr import control, process
+from procmgr.config.admin import AdminSettings
 from procmgr.config.declare import Applies, Entry, entries, required, setting
 from procmgr.config.development import DevelopmentSettings, HookSettings
 from procmgr.config.health import HealthSettings
@@ -265,6 +266,12 @@ class PoolSettings:
         uvicorn="timeout_graceful_shutdown",
         gunicorn="graceful_timeout",
     )
+    shutdown_delay: float = setting(
+        0.0,
+        seconds(_WEEK),
+        _LIVE,
+        "After TERM serve on for so long, not ready any more for those who ask, before the stop begins.",
+    )
     reload_surge: Surge = setting(
         Surge(1),
         surge(MAX_WORKERS),
@@ -414,6 +421,7 @@ class Settings:
     websocket: WebSocketSettings = WebSocketSettings()  # noqa: RUF009 - frozen, as its siblings are
     tls: TLSSettings = TLSSettings()  # noqa: RUF009 - frozen, as its siblings are
     health: HealthSettings = HealthSettings()  # noqa: RUF009 - frozen, as its siblings are
+    admin: AdminSettings = AdminSettings()  # noqa: RUF009 - frozen, as its siblings are
     logs: LogSettings = LogSettings()  # noqa: RUF009 - frozen, as its siblings are
     process: ProcessSettings = ProcessSettings()
     development: DevelopmentSettings = DevelopmentSettings()

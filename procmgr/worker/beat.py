@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from procmgr.scoreboard import BEAT, BEAT_SECONDS, LAG
+from procmgr.scoreboard import BEAT, BEAT_SECONDS, CPU, LAG
 
 if TYPE_CHECKING:
     import asyncio
@@ -45,6 +45,7 @@ class Beat:
         now = time.monotonic_ns()
         self._row[BEAT] = now
         self._row[LAG] = max(0, now - self._armed_for)
+        self._row[CPU] = time.process_time_ns()
         self._armed_for = now + int(BEAT_SECONDS * 1e9)
         self._timer = self._loop.call_later(BEAT_SECONDS, self._turn)
         self._on_beat(self._loop.time())

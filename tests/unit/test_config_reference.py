@@ -98,7 +98,7 @@ def test_what_the_arbiter_decides_by_is_live_and_what_it_holds_is_not():
     live = {name for name, entry in TABLE.items() if entry.setting.applies is Applies.LIVE}
     hooks = {"on_start", "on_ready", "on_reload", "on_stop", "worker_exit"}
     assert live == hooks | {
-        *("workers", "timeout", "timeout_boot", "reload_surge", "boot_attempts", "log_level"),
+        *("workers", "timeout", "timeout_boot", "reload_surge", "boot_attempts", "log_level", "shutdown_delay"),
         *("slow_loop", "max_lifetime", "max_lifetime_jitter", "max_memory", "max_memory_hard", "memory_measure"),
     }
 

@@ -155,3 +155,57 @@ def test_an_endless_graceful_time_is_no_deadline():
     drive.send(GRACEFUL)
     assert drive.pool.deadline() is None
     assert drive.wait(10_000) == []
+
+
+# -- the delay before a stop -----------------------------------------------------------------------------------------
+
+
+def test_a_stop_with_a_delay_serves_on_and_begins_when_it_is_over():
+    drive = serving(2, shutdown_delay=10.0)
+    assert drive.send(GRACEFUL) == [actions.Leaving(10.0)]
+    assert drive.pool.view().leaving
+    assert drive.pool.view().ready == 2
+    drive.wait(9.9)
+    assert drive.out == []
+    drive.wait(0.1)
+    assert drive.of(actions.Stopping) == [actions.Stopping(StopLevel.GRACEFUL)]
+    assert len(drive.of(actions.Drain)) == 2
+    assert not drive.pool.view().leaving
+
+
+def test_asking_again_does_not_put_the_stop_off():
+    drive = serving(1, shutdown_delay=10.0)
+    drive.send(GRACEFUL)
+    drive.wait(6)
+    assert drive.send(GRACEFUL) == []
+    drive.wait(4)
+    assert drive.of(actions.Stopping) == [actions.Stopping(StopLevel.GRACEFUL)]
+
+
+def test_an_urgent_stop_does_not_wait_for_the_delay():
+    drive = serving(1, shutdown_delay=10.0)
+    drive.send(GRACEFUL)
+    assert drive.send(QUICK)[0] == actions.Stopping(StopLevel.QUICK)
+    assert drive.wait(0.5) == []
+
+
+def test_nobody_waits_where_nobody_serves():
+    drive = Drive(workers=1, shutdown_delay=10.0)
+    assert drive.send(GRACEFUL)[0] == actions.Stopping(StopLevel.GRACEFUL)
+
+
+def test_who_dies_before_the_stop_begins_is_replaced():
+    drive = serving(1, shutdown_delay=10.0)
+    drive.wait(60)
+    drive.send(GRACEFUL)
+    drive.died(1, Exit(signal=11))
+    assert len(drive.of(actions.Spawn)) == 1
+
+
+def test_a_stop_that_waits_outlives_an_upgrade():
+    drive = serving(1, shutdown_delay=10.0)
+    drive.send(GRACEFUL)
+    drive.pool.restore()
+    assert drive.pool.view().leaving
+    drive.wait(10)
+    assert drive.of(actions.Stopping) == [actions.Stopping(StopLevel.GRACEFUL)]

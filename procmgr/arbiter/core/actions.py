@@ -217,6 +217,13 @@ class Scaled:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """Notice: a stop was asked for and begins in `seconds`; until then the pool serves on, as if nothing were."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """Notice: a stop began or became more urgent."""
 
@@ -250,6 +257,7 @@ Notice = (
     | ReloadBegun
     | ReloadEnded
     | Scaled
+    | Leaving
     | Stopping
     | GaveUp
     | ClockJumped

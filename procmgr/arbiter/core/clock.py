@@ -10,8 +10,8 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from procmgr.arbiter.core.actions import ClockJumped, DumpStacks, KillReason, LoopLate
-from procmgr.arbiter.core.events import BootFailure
-from procmgr.arbiter.core.losses import judge_loss
+from procmgr.arbiter.core.events import BootFailure, StopLevel
+from procmgr.arbiter.core.losses import begin_stop, judge_loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +60,8 @@ def expire(state: State) -> None:
             _give_up_on(state, worker, KillReason.HUNG)
         elif worker.expires_at(state.policy) <= state.now:
             state.recycle(worker, f"it served for {state.policy.max_lifetime:g} s or more")
+    if state.stop is None and state.leave_at <= state.now:
+        begin_stop(state, StopLevel.GRACEFUL)
     for worker in state.workers.values():
         if worker.ready and worker.served(state.now, state.policy.backoff.stable_after):
             state.pacer.succeed(worker)
@@ -94,8 +96,10 @@ def next_wake(state: State) -> float | None:
 
 
 def _deadlines(state: State) -> Iterator[float]:
-    if state.stop is None and state.pacer.waiting:
-        yield state.pacer.until
+    if state.stop is None:
+        yield state.leave_at
+        if state.pacer.waiting:
+            yield state.pacer.until
     if state.pending and state.supersede_at > state.now:
         yield state.supersede_at
     for worker in state.workers.values():

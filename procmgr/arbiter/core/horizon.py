@@ -23,6 +23,7 @@ class Occupation(Enum):
 
     STARTING = "starting"
     ROLLING = "rolling"
+    LEAVING = "leaving"
     STOPPING = "stopping"
 
 
@@ -39,6 +40,8 @@ def task(view: View, policy: Policy) -> Task | None:
     """Return what the pool is busy with, None when it is settled."""
     if view.stop is not None:
         return Task(Occupation.STOPPING, view.stop, _stop_seconds(view.stop, policy))
+    if view.leaving:
+        return Task(Occupation.LEAVING, 0, policy.shutdown_delay + policy.kill_grace)
     if not view.pool_ready:
         return Task(Occupation.STARTING, 0, _boots_seconds(policy))
     if view.rolling is not None or view.pending is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from procmgr.arbiter.core.actions import GaveUp
+from procmgr.arbiter.core.actions import GaveUp, Stopping
 from procmgr.arbiter.core.events import BootFailure, StopLevel
 from procmgr.arbiter.core.policy import Handover
 from procmgr.arbiter.core.reload import end_all, set_back
@@ -50,6 +50,12 @@ def _despair(state: State, failure: BootFailure | None) -> None:
     state.gave_up = True
     state.exit_code = _EXIT_CODES.get(failure, ExitCode.APP_FAILED)
     enter_stop(state, StopLevel.GRACEFUL)
+
+
+def begin_stop(state: State, level: StopLevel) -> None:
+    """Say so and stop at `level`."""
+    state.out.append(Stopping(level))
+    enter_stop(state, level)
 
 
 def enter_stop(state: State, level: StopLevel) -> None:

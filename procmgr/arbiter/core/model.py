@@ -253,7 +253,10 @@ class Roll:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class State:
-    """All the pool knows. `out` collects the answer to the event at hand; `now` is its time."""
+    """All the pool knows. `out` collects the answer to the event at hand; `now` is its time.
+
+    At `leave_at` a stop begins that was asked for before; `inf` if none was.
+    """
 
     policy: Policy
     random: Callable[[], float]
@@ -273,6 +276,7 @@ class State:
     ever_ready: bool = False
     pool_ready: bool = False
     stop: StopLevel | None = None
+    leave_at: float = inf
     gave_up: bool = False
     exit_code: ExitCode = ExitCode.OK
     finished: bool = False

@@ -47,6 +47,8 @@ class Policy:
     overdue by `slow_loop`. `max_memory` and `max_memory_hard` are bytes. With `core_grace` a hung worker gets ABRT, and
     so long to leave a core file, before its KILL.
 
+    A graceful stop begins `shutdown_delay` after it was asked for, if anybody serves.
+
     `refork` says that workers made under this policy can be made again from the same code, whatever is on disk by then.
     """
 
@@ -54,6 +56,7 @@ class Policy:
     surge: int = 1
     boot_timeout: float = 60.0
     beat_timeout: float = 30.0
+    shutdown_delay: float = 0.0
     graceful_timeout: float = 30.0
     quick_timeout: float = 1.0
     kill_grace: float = 5.0
@@ -78,7 +81,7 @@ class Policy:
             raise ValueError(f"there are at most {MAX_WORKERS} workers: {self}")
         times = (
             *(self.beat_timeout, self.graceful_timeout, self.quick_timeout, self.kill_grace, self.dump_grace),
-            *(self.core_grace, self.slow_loop, self.max_lifetime, self.max_lifetime_jitter),
+            *(self.shutdown_delay, self.core_grace, self.slow_loop, self.max_lifetime, self.max_lifetime_jitter),
         )
         if not (min(self.boot_timeout, self.beat_interval) > 0 and all(time >= 0 for time in times)):
             raise ValueError(f"boot_timeout and beat_interval are above 0 and no other time is negative: {self}")

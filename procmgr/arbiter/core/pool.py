@@ -9,7 +9,8 @@ Laws, held by tests/unit/test_pool_laws.py and tests/sim on random events and si
 3. Every worker gets TERM at most once, KILL at most once, and never a milder drain after a stricter one.
 4. No spawn after a stop, none before its back-off has passed, none of a generation that was rolled back.
 5. `deadline()` is None or later than `now` after every `handle`: no busy loop.
-6. A stop ends within the drain and kill bounds. A reload ends in bounded time, however slow the boot.
+6. A stop begins `shutdown_delay` after it was asked for, or at once if it is urgent or nobody serves. It ends within
+   the drain and kill bounds. A reload ends in bounded time, however slow the boot.
 7. When the clock jumps nobody is killed for it.
 8. Every state answers every event, and worker ids are never reused.
 9. A pool restored from its snapshot answers every event as the first would have done.
@@ -39,6 +40,7 @@ Decided here:
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from procmgr.arbiter.core import snapshot
@@ -136,6 +138,7 @@ class Pool:
             backoff_until=pacer.until if waiting else None,
             backoff_seconds=pacer.delay if waiting else None,
             stop=state.stop,
+            leaving=state.stop is None and state.leave_at != inf,
             gave_up=state.gave_up,
             ever_ready=state.ever_ready,
             pool_ready=state.pool_ready,

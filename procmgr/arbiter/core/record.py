@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Final, assert_never
 
 from procmgr.arbiter.core import actions, events, reload
 from procmgr.arbiter.core.actions import DrainMode, KillReason
 from procmgr.arbiter.core.clock import judge_lateness
-from procmgr.arbiter.core.losses import enter_stop, judge_loss
+from procmgr.arbiter.core.losses import begin_stop, judge_loss
 from procmgr.arbiter.core.policy import bounded
 
 if TYPE_CHECKING:
@@ -176,9 +177,19 @@ def _record_wish(state: State, wish: events.Wish) -> None:
 
 
 def _stop(state: State, level: events.StopLevel) -> None:
+    if state.stop is None and level is events.StopLevel.GRACEFUL and _takes_leave(state):
+        return
     if state.stop is None or level > state.stop:
-        state.out.append(actions.Stopping(level))
-        enter_stop(state, level)
+        begin_stop(state, level)
+
+
+def _takes_leave(state: State) -> bool:
+    """Whether a stop waits until those who send requests have heard of it."""
+    delay = state.policy.shutdown_delay
+    if state.leave_at == inf and delay and any(worker.ready for worker in state.workers.values()):
+        state.leave_at = state.now + delay
+        state.out.append(actions.Leaving(delay))
+    return state.leave_at != inf
 
 
 def _scale(state: State, change: Callable[[int], int]) -> None:

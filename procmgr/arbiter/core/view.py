@@ -46,7 +46,7 @@ class View:
     `generation` is what a replacement is made of, `rolling` the generation a roll under way leads to, `pending` the one
     that waits for it, `newest_generation` the one the latest accepted `Reload` got. `surge` bounds starting + ready:
     they are at most `desired` + `surge`. `backoff_until` (monotonic) and `backoff_seconds` (its whole length) are set
-    while a spawn waits. `failures` counts young deaths in a row.
+    while a spawn waits. `failures` counts young deaths in a row. `leaving` says that a stop was asked for and waits.
     """
 
     desired: int
@@ -61,6 +61,7 @@ class View:
     backoff_until: float | None
     backoff_seconds: float | None
     stop: StopLevel | None
+    leaving: bool
     gave_up: bool
     ever_ready: bool
     pool_ready: bool
@@ -91,7 +92,7 @@ def status_line(view: View, upgrade: str | None = None) -> str:
     `upgrade` is how the last upgrade goes or ended, if that is of interest still.
     """
     if view.stop is not None:
-        return _leaving(view)
+        return _stopping(view)
     return f"{_serving(view)}; {upgrade}" if upgrade else _serving(view)
 
 
@@ -104,7 +105,7 @@ def _serving(view: View) -> str:
     return f"{view.ready}/{view.desired} workers ready, {activity or _settled(view)}"
 
 
-def _leaving(view: View) -> str:
+def _stopping(view: View) -> str:
     """Say how far a stop is."""
     why = f"giving up after {_times(view.failures, 'failed boot')}" if view.gave_up else "stopping"
     left = view.draining
@@ -113,7 +114,7 @@ def _leaving(view: View) -> str:
 
 def _activity(view: View) -> str | None:
     """Say what the pool is busy with; None when it is settled."""
-    parts = []
+    parts = ["leaving"] if view.leaving else []
     if view.rolling is not None:
         parts.append(f"rolling to generation {view.rolling}")
     if view.backoff_seconds is not None:

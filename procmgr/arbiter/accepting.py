@@ -1,0 +1,65 @@
+"""Accepting connections on the arbiter's loop, a few a turn, without waiting and without spinning."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from procmgr.arbiter.loop import Loop
+    from procmgr.sockets import Listener
+
+_A_TURN: Final = 16
+_PAUSE_SECONDS: Final = 0.1
+
+log = logging.getLogger("procmgr.error")
+
+
+class Accepting:
+    """Hands each connection to `listener`, non-blocking, to `admit`; `what` names the connections in the log."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        *,
+        loop: Loop,
+        now: Callable[[], float],
+        admit: Callable[[socket.socket], None],
+        what: str,
+    ) -> None:
+        self.listener = listener
+        self._loop = loop
+        self._now = now
+        self._admit = admit
+        self._what = what
+        self._ended = False
+        loop.watch(listener.sock.fileno(), self._accept)
+
+    def end(self) -> None:
+        """Accept no more; the listener stays open."""
+        self._ended = True
+        self._loop.unwatch(self.listener.sock.fileno())
+
+    def _accept(self, _events: int) -> None:
+        for _ in range(_A_TURN):
+            try:
+                sock, _ = self.listener.sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:  # EMFILE, ENFILE, ENOMEM: the listener stays readable, and the loop would spin
+                log.warning("cannot accept %s: %s", self._what, error.strerror)
+                self._pause()
+                return
+            sock.settimeout(0.0)
+            self._admit(sock)
+
+    def _pause(self) -> None:
+        self._loop.unwatch(self.listener.sock.fileno())
+        self._loop.call_at(self._now() + _PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if not self._ended:
+            self._loop.watch(self.listener.sock.fileno(), self._accept)
