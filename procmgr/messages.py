@@ -97,6 +97,13 @@ class Configure:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """Arbiter: so many workers are to accept connections from now on."""
+
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewCertificates:
     """Arbiter: certificates of this generation changed; with it come all pairs, in the order of the settings."""
 
@@ -118,6 +125,7 @@ class Fork:
     worker_id: int
     slot: int
     row: int
+    workers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +154,7 @@ class Changed:
 FromWorker = Born | Ready | BootFailed | DrainBegun | RecycleDue | CodeNewer
 FromZygote = Imported | BootFailed | ForkFailed
 FromWatcher = Watching | Changed
-FromArbiter = Drain | Pause | Resume | ReopenLogs | Configure | NewCertificates | Fork
+FromArbiter = Drain | Pause | Resume | ReopenLogs | Configure | Scaled | NewCertificates | Fork
 Message = FromWorker | FromZygote | FromWatcher | FromArbiter
 
 _TYPES: Final[dict[str, type[Message]]] = {
@@ -155,7 +163,7 @@ _TYPES: Final[dict[str, type[Message]]] = {
         *(Born, Ready, BootFailed, DrainBegun, RecycleDue, CodeNewer),
         *(Imported, ForkFailed),
         *(Watching, Changed),
-        *(Drain, Pause, Resume, ReopenLogs, Configure, NewCertificates, Fork),
+        *(Drain, Pause, Resume, ReopenLogs, Configure, Scaled, NewCertificates, Fork),
     )
 }
 

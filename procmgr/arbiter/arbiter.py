@@ -239,6 +239,8 @@ class Arbiter:
             case actions.Stopping() | actions.GaveUp():
                 self._nursery.keep(())
                 self._upgrade.cancel()
+            case actions.Scaled(workers=workers):
+                self._host.tell_all(messages.Scaled(workers))
             case actions.WorkerReady(worker_id=worker_id):
                 self._memory.measure(worker_id)
             case actions.LoopLate():
@@ -268,6 +270,7 @@ class Arbiter:
             worker_id=order.worker_id,
             slot=order.slot,
             generation=order.generation,
+            workers=self._pool.view().desired,
             arbiter_pid=os.getpid(),
             settings=plan.settings,
             listeners=plan.listeners,

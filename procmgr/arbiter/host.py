@@ -200,10 +200,14 @@ class LinuxHost:
 
     def broadcast(self, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
         """Send `message`, with copies of `fds`, to every member, and to the zygotes of members to come."""
-        for worker_id in self.members:
-            self._tell(worker_id, message, fds)
+        self.tell_all(message, fds)
         if self._nursery is not None:
             self._nursery.broadcast(message, fds)
+
+    def tell_all(self, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
+        """Send `message`, with copies of `fds`, to every member."""
+        for worker_id in self.members:
+            self._tell(worker_id, message, fds)
 
     def terminate(self, worker_id: int) -> None:
         """Send TERM."""

@@ -60,7 +60,7 @@ class Zygote:
     def order(self, birth: Birth, row: int) -> bool:
         """Have a worker forked; False if the zygote cannot be told. The worker's own copies of all stay open here."""
         fds = (birth.channel.fileno(), birth.stacks_fd, *(listener.sock.fileno() for listener in birth.listeners))
-        return self.channel.send(messages.Fork(birth.worker_id, birth.slot, row), fds)
+        return self.channel.send(messages.Fork(birth.worker_id, birth.slot, row, birth.workers), fds)
 
     def signal(self, signum: int) -> None:
         """Send a signal. The pid is ours until it is reaped."""
@@ -191,6 +191,7 @@ class _Brood:
             self._birth,
             worker_id=order.worker_id,
             slot=order.slot,
+            workers=order.workers,
             listeners=tuple(
                 replace(listener, sock=socket.socket(fileno=fd))
                 for listener, fd in zip(self._birth.listeners, listeners, strict=True)

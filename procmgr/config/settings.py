@@ -319,7 +319,7 @@ class HTTPSettings:
         5.0,
         seconds(_WEEK),
         _ROLL,
-        "Close a connection on which no further request came for so long.",
+        "Close a connection on which no further request came for so long; 0 closes it after each response.",
         flags=("--timeout-keep-alive",),
         uvicorn="timeout_keep_alive",
         gunicorn="keepalive",

@@ -93,7 +93,7 @@ class Acceptor:
         self._factory = factory
         self._log = log
         self._opener = opener
-        self._burst = _BURST if alone else 1
+        self.share(alone=alone)
         self._paused: asyncio.TimerHandle | None = None
         self._complained = float("-inf")
         self._handing_over: set[asyncio.Task[None]] = set()
@@ -104,6 +104,10 @@ class Acceptor:
         self._paused = None
         self._held = False
         self._loop.add_reader(self._listener.sock, self._wake)
+
+    def share(self, *, alone: bool) -> None:
+        """Leave the next of a burst to others, or take it too since there are none."""
+        self._burst = _BURST if alone else 1
 
     def hold(self) -> None:
         """Accept no more until `start` is called; what is queued waits for it, or for somebody else."""

@@ -82,11 +82,12 @@ log = logging.getLogger("procmgr.error")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Birth:
-    """What a worker is born with. `began` is when its generation did, time.time()."""
+    """What a worker is born with: one of `workers` that accept. `began` is when its generation did, time.time()."""
 
     worker_id: int
     slot: int
     generation: int
+    workers: int
     arbiter_pid: int
     settings: Settings
     listeners: tuple[Listener, ...]
@@ -362,6 +363,7 @@ class _Worker:
             records=birth.records,
             logs=birth.logs,
             tls=tls,
+            alone=birth.workers == 1,
             on_request_limit=self._on_request_limit,
         )
         self._ready = False
@@ -411,6 +413,8 @@ class _Worker:
                 self._server.pause()
             case messages.Resume():
                 self._server.resume()
+            case messages.Scaled(workers=workers):
+                self._server.share(alone=workers == 1)
             case messages.Configure(log_level=level):
                 logs.set_level(level)
                 self._server.apply_log_level()

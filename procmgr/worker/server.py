@@ -51,7 +51,7 @@ class Server:
 
     The listeners' sockets in this process belong to the server, which closes them when it drains. `on_request_limit`
     is called with the number of requests served when `max_requests` is reached; the server goes on serving. With `tls`
-    every connection begins with a handshake.
+    every connection begins with a handshake. `alone` says that no other worker accepts from the listeners.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Server:
         on_request_limit: Callable[[int], None],
         records: Records | None = None,
         tls: ssl.SSLContext | None = None,
+        alone: bool = True,
     ) -> None:
         self._app = app
         self._settings = settings
@@ -73,6 +74,8 @@ class Server:
         self._records = records
         self._logs = logs
         self._tls = tls
+        self._alone = alone
+        self._acceptors: list[Acceptor] = []
         self._on_request_limit = on_request_limit
         self._state: dict[str, Any] = {}
         self._lifespan = Lifespan(app=app, mode=settings.app.lifespan, state=self._state, log=log)
@@ -100,9 +103,8 @@ class Server:
         self.apply_log_level()
         codec: CodecName = "h11" if self._settings.http.http == "h11" else "httptools"
         factory = http_factory(context, codec)
-        alone = self._settings.pool.workers == 1
-        acceptors = [
-            Acceptor(loop=loop, listener=listener, factory=factory, log=log, opener=self._opener(), alone=alone)
+        acceptors = self._acceptors = [
+            Acceptor(loop=loop, listener=listener, factory=factory, log=log, opener=self._opener(), alone=self._alone)
             for listener in self._listeners
         ]
         self._drain = Drain(context=context, acceptors=acceptors, lifespan=self._lifespan, log=log)
@@ -121,6 +123,12 @@ class Server:
             self._early.append((DrainMode(mode), deadline))
         elif self._starting is not None:
             self._starting.cancel()
+
+    def share(self, *, alone: bool) -> None:
+        """Accept beside other workers from now on, or `alone`."""
+        self._alone = alone
+        for acceptor in self._acceptors:
+            acceptor.share(alone=alone)
 
     def pause(self) -> None:
         """Accept no more for now: what is queued waits for newer code, or for `resume`."""

@@ -163,9 +163,11 @@ def test_reload_with_a_failing_lifespan_exits_with_3(controlled, at, write_app, 
 
 
 def test_reload_that_does_not_boot_in_time_exits_with_75(controlled, at, write_app, tmp_path):
-    app = write_app(VERSIONED.format("one"))
-    daemon = controlled("--timeout-boot", "1", "--app-dir", str(tmp_path), app=app)
+    app, config = write_app(VERSIONED.format("one")), tmp_path / "site.toml"
+    config.touch()
+    daemon = controlled("-c", str(config), "--app-dir", str(tmp_path), app=app)
     write_app(HANGS)
+    config.write_text("timeout_boot = 1\n")  # for what hangs alone: what does not may take longer to boot
     failed = ctl("-s", str(at), "reload")
     assert failed.returncode == 75
     assert "not ready in time" in failed.stderr

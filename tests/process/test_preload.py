@@ -213,10 +213,13 @@ def test_an_import_that_fails_ends_the_start_with_its_reason_once(preload, case)
     assert daemon.log.count("could not start") <= 2, "four workers that wait for one import are one failure"
 
 
-def test_an_import_that_takes_too_long_is_ended_with_its_stack_and_rolled_back(preload, write_app):
-    daemon = preload("-w", "2", "--timeout-boot", "2")
+def test_an_import_that_takes_too_long_is_ended_with_its_stack_and_rolled_back(preload, write_app, tmp_path):
+    config = tmp_path / "site.toml"
+    config.touch()
+    daemon = preload("-w", "2", "-c", str(config))
     before = daemon.workers()
     write_app("from support.stage import hold\n\n\ndef connect():\n    hold('importing')\n\n\nconnect()\n")
+    config.write_text("timeout_boot = 1\n")
     daemon.signal(signal.SIGHUP)
     daemon.probe.wait("importing")
     daemon.status("rolled back")
@@ -227,7 +230,7 @@ def test_an_import_that_takes_too_long_is_ended_with_its_stack_and_rolled_back(p
 
 
 def test_a_zygote_that_hangs_is_given_up_when_it_owes_a_worker_for_too_long(preload):
-    daemon = preload("-w", "2", "--timeout-boot", "2")
+    daemon = preload("-w", "2", "--timeout-boot", "4")
     hanging = zygotes(daemon)[0]
     os.kill(hanging, signal.SIGSTOP)
     daemon.probe.take("startup")

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 
+import pytest
 from support import proc
 from support.load import Load
 
@@ -191,6 +192,38 @@ def test_ttin_and_ttou_change_the_number_by_one_and_it_survives_a_reload(serve):
         daemon.until(lambda left=left: len(daemon.workers()) == left, f"{left} workers serve")
     daemon.reload()
     daemon.until(lambda: len(daemon.workers()) == 1, "one worker serves after the reload")
+
+
+ACCEPTS = """
+import gc
+from support import testapp
+
+async def app(scope, receive, send):
+    testapp.version = [each._burst for each in gc.get_objects() if type(each).__name__ == "Acceptor"]
+    await testapp.app(scope, receive, send)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["forked by the arbiter", "forked by a zygote"])
+def test_workers_learn_whether_they_accept_beside_others(serve, write_app, tmp_path, options):
+    daemon = serve("-w", "1", "--app-dir", str(tmp_path), *options, app=write_app(ACCEPTS))
+
+    def accepting():
+        seen = {}
+        for _ in range(500):
+            answer = daemon.get()
+            seen[answer["pid"]] = answer["version"]
+            if seen.keys() >= set(daemon.workers()):
+                break
+        return seen.values()
+
+    assert all(bursts > [1] for bursts in accepting())
+    daemon.signal(signal.SIGTTIN)
+    daemon.until(lambda: len(daemon.workers()) == 2, "two workers serve")
+    daemon.until(lambda: all(bursts == [1] for bursts in accepting()), "a burst is left to both")
+    daemon.signal(signal.SIGTTOU)
+    daemon.until(lambda: len(daemon.workers()) == 1, "one worker serves")
+    daemon.until(lambda: all(bursts > [1] for bursts in accepting()), "a burst is taken at once")
 
 
 def test_ttou_never_ends_the_last_worker(serve):

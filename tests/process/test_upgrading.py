@@ -464,9 +464,9 @@ def test_a_broken_log_configuration_is_a_reason_to_refuse(serve, tmp_path):
 
 def test_a_preflight_has_a_deadline(serve, write_app, tmp_path):
     app = write_app(VERSIONED.format("one"))
-    daemon = serve("--app-dir", str(tmp_path), "--timeout-boot", "1", app=app)
+    daemon = serve("--app-dir", str(tmp_path), "--timeout-boot", "3", app=app)
     write_app(HELD)
-    assert daemon.try_upgrade().endswith("upgrade refused: the new program did not answer within 1 s")
+    assert daemon.try_upgrade().endswith("upgrade refused: the new program did not answer within 3 s")
     # Arbiter, guard and worker are left.
     assert proc.eventually(lambda: len(proc.in_session(daemon.pid)) == 3), "it was killed"
     assert daemon.get()["version"] == "one"

@@ -342,6 +342,18 @@ def test_an_idle_connection_is_closed_when_its_time_is_over_and_not_before(codec
     run(main())
 
 
+def test_without_keep_alive_every_response_says_that_it_is_the_last(codec):
+    async def main():
+        async with serving(responding(), codec, keep_alive=0.0) as server:
+            for _ in range(2):  # the second is encoded from memory
+                client = await server.connect()
+                client.send(GET + GET)
+                assert (await client.reply()).header("connection") == "close"
+                assert await client.rest() == b""
+
+    run(main())
+
+
 def test_a_running_request_has_no_deadline(codec):
     go = asyncio.Event()
 

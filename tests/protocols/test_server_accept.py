@@ -111,6 +111,21 @@ def test_who_is_alone_takes_what_there_is_at_once(runner, listener):
     runner(run())
 
 
+def test_who_was_alone_shares_with_whom_it_is_told_of(runner, listener):
+    async def run():
+        first, second = acceptor(listener, b"first", alone=True), acceptor(sibling(listener), b"second")
+        first.share(alone=False)
+        with queued(listener, 40) as clients:
+            first.start()
+            second.start()
+            said = await heard(clients)
+        first.close()
+        second.close()
+        assert said.count(b"first") == said.count(b"second") == 20
+
+    runner(run())
+
+
 def test_a_listener_closed_here_still_serves_elsewhere(runner, listener):
     async def run():
         leaving, staying = acceptor(sibling(listener), b"leaving"), acceptor(listener, b"staying")

@@ -9,6 +9,7 @@ import pytest
 from support.wire import read_body, responding, run, serving
 
 from procmgr.worker.protocols.base import Limits
+from procmgr.worker.protocols.context import DrainMode
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
@@ -200,6 +201,25 @@ def test_time_in_which_the_loop_was_blocked_does_not_count_against_who_could_not
             assert (await client.reply()).status == 200
             pass_time(server, 12)
             assert not connection.is_open()
+            assert await client.rest() == b""
+
+    run(main())
+
+
+@pytest.mark.parametrize("mode", [DrainMode.RETIRE, DrainMode.STOP])
+def test_half_a_head_is_answered_with_408_during_a_drain_after_the_keep_alive_time(codec, mode):
+    async def main():
+        async with serving(responding(), codec, keep_alive=3.0) as server:
+            client = await server.connect()
+            connection = await server.connection()
+            client.send(GET[:5])
+            await server.until(lambda: len(connection._pending) == 5)
+            server.context.begin_drain(mode)
+            pass_time(server, 2)
+            assert connection.is_open()
+            pass_time(server, 4)
+            reply = await client.reply()
+            assert (reply.status, reply.header("connection")) == (408, "close")
             assert await client.rest() == b""
 
     run(main())

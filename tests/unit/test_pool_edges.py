@@ -563,6 +563,17 @@ def test_a_reload_that_waits_for_drains_does_not_wake_the_pool_when_it_might_dis
     assert drive.pool.deadline() > 80.0
 
 
+def test_a_reload_whose_workers_wait_for_a_back_off_has_no_boot_that_could_be_discarded():
+    drive = serving(2, boot_timeout=60.0)
+    drive.reload()
+    drive.reload()
+    drive.ready(4)
+    drive.spawned(5)
+    drive.died(5, Exit(code=3))
+    assert (drive.view.rolling, drive.ids("starting")) == (3, [])
+    assert actions.ReloadBegun(4) in drive.reload()
+
+
 # Time
 
 

@@ -333,10 +333,7 @@ class Connection(asyncio.BaseProtocol):
             return now + LOOK
         if now < end:
             return min(end, now + LOOK)
-        if self.idle_since is None:
-            self.too_late()
-        else:
-            self.close()
+        self.too_late()
         return None
 
     def busy_due(self, now: float) -> float | None:
@@ -344,7 +341,7 @@ class Connection(asyncio.BaseProtocol):
         return now + LOOK
 
     def too_late(self) -> None:
-        """Close a connection that did not begin in time."""
+        """Close a connection on which nothing, or not enough, came in time."""
         self.close()
 
     def begin_drain(self, mode: DrainMode) -> None:  # noqa: ARG002 - the modes differ in the context's window alone

@@ -225,7 +225,7 @@ class Context:
         self.aborting = False
         self.overload_logged = 0.0
         self.hosts: set[bytes] = set()
-        self.response_fields = FieldEncoder()
+        self.response_fields = FieldEncoder(close=keep_alive == 0)
         self.head: tuple[bytes, ...] = ()
         self._drained: asyncio.Future[None] | None = None
         self._buckets: dict[int, set[Member]] = {}

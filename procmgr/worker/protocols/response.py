@@ -59,9 +59,11 @@ into `Context.head` goes with them, and whether the application closes the conne
 class FieldEncoder:
     """Encodes what all connections of a worker send, and remembers it within bounds."""
 
-    __slots__ = ("_lists", "_pairs")
+    __slots__ = ("_close", "_lists", "_pairs")
 
-    def __init__(self) -> None:
+    def __init__(self, *, close: bool = False) -> None:
+        """With `close` every response ends its connection, whatever the application sends."""
+        self._close = close
         self._pairs: dict[tuple[bytes, bytes], tuple[bytes, int]] = {}
         self._lists: dict[tuple[tuple[bytes, bytes], ...], Fields] = {}
 
@@ -78,7 +80,7 @@ class FieldEncoder:
         block = length_line = b""
         length = -1
         lacks = 0
-        close = False
+        close = self._close
         all_known = len(pairs) <= _MEMO_LIST
         for name, value in pairs:
             try:
