@@ -159,6 +159,16 @@ def test_a_start_and_a_stop_take_their_own_time_beyond_systemds(box, started):
     assert box.show(unit)["Result"] == "success"
 
 
+def test_a_reload_takes_its_own_time_beyond_systemds(box, started):
+    unit, port = started("rolls", drop_in="[Service]\nTimeoutStartSec=3\n")
+    slow = boxes.APPLICATION.format(release="two").replace('os.environ.get("BOOT_SECONDS", 0)', "5")
+    box.deploy("rolls", "two", slow)
+    box.run("systemctl", "reload", unit)
+    assert box.get(port)["release"] == "two"
+    shown = box.show(unit)
+    assert (shown["ReloadResult"], shown["ActiveState"], shown["NRestarts"]) == ("success", "active", "0")
+
+
 def test_a_mistake_in_the_configuration_is_not_tried_again(box):
     unit = box.instance("mistake", "workers = 0\n")
     assert box.run("systemctl", "start", unit, check=False).returncode != 0
