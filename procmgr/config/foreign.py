@@ -20,7 +20,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(
             (
                 *("--http2", "--http-protocols"),
-                *("--proxy-protocol", "--proxy-allow-from", "--limit-request-field_size"),
+                "--limit-request-field_size",
                 *("--statsd-host", "--statsd-prefix", "--dogstatsd-tags"),
                 *("--forwarder-headers", "--header-map", "--control-socket"),
                 *("--control-socket-mode", "--no-control-socket", "--asgi-disconnect-grace-period"),
@@ -35,6 +35,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         "--do-handshake-on-connect": _NEEDLESS,
         "--suppress-ragged-eofs": _NEEDLESS,
         "--reload-extra-file": "is not an option of procmgr: use --reload-include",
+        "--proxy-allow-from": "is not an option of procmgr: use --forwarded-allow-ips",
         "--threads": "is not an option of procmgr: a worker runs one event loop; use more --workers",
         "--worker-connections": "is not an option of procmgr: use --limit-concurrency",
         **dict.fromkeys(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from procmgr.config.declare import Applies, setting
-from procmgr.config.types import count, seconds, size
+from procmgr.config.types import choice, count, seconds, size
 
 _DAY: Final = 86_400
 
@@ -44,6 +44,25 @@ class LimitSettings:
         seconds(_DAY),
         Applies.ROLL,
         "Close a connection whose request head is not complete after so long, with 408 if it began; 0 never does.",
+    )
+    timeout_request: float = setting(
+        0.0,
+        seconds(_DAY),
+        Applies.ROLL,
+        "Cut a request that is not answered whole after so long, with 503, or 408 if its body is late; 0 never does.",
+    )
+    limit_connections: int = setting(
+        0,
+        count(0, 1 << 20),
+        Applies.ROLL,
+        "Have at most so many connections in a worker; others wait to be accepted. 0 is no limit.",
+        unit="connections",
+    )
+    underscore_headers: Literal["pass", "drop"] = setting(
+        "pass",
+        choice(("pass", "drop")),
+        Applies.ROLL,
+        "Drop every header field with an underscore in its name, or only those that could pass for one of a proxy.",
     )
     min_transfer_rate: int = setting(
         240,

@@ -83,6 +83,13 @@ class ProxySettings:
         uvicorn="forwarded_allow_ips",
         gunicorn="forwarded_allow_ips",
     )
+    proxy_protocol: bool = setting(
+        False,
+        switch(),
+        Applies.ROLL,
+        "Every connection begins with a PROXY header, version 1 or 2, of a trusted proxy; others are closed.",
+        gunicorn="proxy_protocol",
+    )
     forwarded_headers: tuple[str, ...] = setting(
         ("x-forwarded-for", "x-forwarded-proto"),
         _commas(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from procmgr.sockets import Listener
+    from procmgr.worker.protocols.context import Context
 
     Opener = Callable[[socket.socket, Callable[[], asyncio.BaseProtocol]], Awaitable[object]]
 
@@ -58,6 +59,48 @@ async def open_plain(connection: socket.socket, factory: Callable[[], asyncio.Ba
     await asyncio.get_running_loop().connect_accepted_socket(factory, connection)
 
 
+class Room:
+    """How many more connections this worker may have, over all its listeners; those that do not fit wait in the queues.
+
+    A connection counts from its accept, handshakes included. Idle ones are not closed to make room: a request may be on
+    its way on any of them.
+    """
+
+    __slots__ = ("_context", "_opening", "_waiting", "limit")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.limit = context.limits.connections
+        self._opening = 0
+        self._waiting: list[Callable[[], None]] = []
+        if self.limit:
+            context.on_room = self._freed
+
+    @property
+    def full(self) -> bool:
+        """Whether there is none."""
+        return bool(self.limit) and len(self._context.connections) + self._opening >= self.limit
+
+    def wait(self, go_on: Callable[[], None]) -> None:
+        """Call `go_on` once there is room."""
+        self._waiting.append(go_on)
+
+    def enter(self) -> None:
+        """Count one that was accepted and is no connection yet."""
+        self._opening += 1
+
+    def leave(self, _: object = None) -> None:
+        """Count it no more."""
+        self._opening -= 1
+        self._freed()
+
+    def _freed(self) -> None:
+        if self._waiting and not self.full:
+            waiting, self._waiting = self._waiting, []
+            for go_on in waiting:
+                go_on()
+
+
 class Acceptor:
     """Accepts from one listener, in this process, and owns this process's descriptor of it.
 
@@ -75,6 +118,7 @@ class Acceptor:
         "_loop",
         "_opener",
         "_paused",
+        "_room",
     )
 
     def __init__(
@@ -86,8 +130,10 @@ class Acceptor:
         log: logging.Logger,
         opener: Opener = open_plain,
         alone: bool = False,
+        room: Room | None = None,
     ) -> None:
-        """Take over `listener`; `alone` if no other worker accepts from it."""
+        """Take over `listener`; `alone` if no other worker accepts from it, `room` if connections are limited."""
+        self._room = room if room is not None and room.limit else None
         self._loop = loop
         self._listener = listener
         self._factory = factory
@@ -150,8 +196,17 @@ class Acceptor:
 
     def _wake(self) -> None:
         for _ in range(self._burst):
+            if self._room is not None and self._room.full:
+                self._loop.remove_reader(self._listener.sock)
+                self._room.wait(self._go_on)
+                return
             if not self._accept():
                 return
+
+    def _go_on(self) -> None:
+        """Accept again, unless something else keeps this from it, which then ends by `start` or not at all."""
+        if not self._held and self._paused is None and self._listener.sock.fileno() >= 0:
+            self.start()
 
     def _accept(self) -> bool:
         """Accept one connection; return whether there may be another."""
@@ -165,6 +220,9 @@ class Acceptor:
         task = self._loop.create_task(self._hand_over(connection))
         self._handing_over.add(task)
         task.add_done_callback(self._handing_over.discard)
+        if self._room is not None:
+            self._room.enter()
+            task.add_done_callback(self._room.leave)
         return True
 
     async def _hand_over(self, connection: socket.socket) -> None:

@@ -277,6 +277,8 @@ class Cycle:
         status = 500
         if _is_disconnect(error):
             pass
+        elif self.refused and isinstance(error, asyncio.CancelledError):
+            pass  # because of that, which was said
         elif context.aborting and isinstance(error, asyncio.CancelledError):
             context.error_log.warning("%s: cancelled, the worker ends", where)
             status = 503

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from procmgr.logs import ACCESS_LOGGER, access_customised
 from procmgr.scoreboard import LOG_DROPPED, InFlight
-from procmgr.worker.acceptor import Acceptor, open_plain
+from procmgr.worker.acceptor import Acceptor, Room, open_plain
 from procmgr.worker.access import ExcludingAccessLog, LineAccessLog, RecordAccessLog, access_wanted
 from procmgr.worker.access_formats import FormattedAccessLog
 from procmgr.worker.beat import Beat
@@ -25,6 +25,7 @@ from procmgr.worker.protocols.base import http_factory
 from procmgr.worker.protocols.context import Context, DrainMode, Limits
 from procmgr.worker.protocols.secure import Secure
 from procmgr.worker.protocols.upgrade import upgrade_for
+from procmgr.worker.proxy_protocol import ProxyOpener
 from procmgr.worker.tls import Handshake
 
 if TYPE_CHECKING:
@@ -103,8 +104,9 @@ class Server:
         self.apply_log_level()
         codec: CodecName = "h11" if self._settings.http.http == "h11" else "httptools"
         factory = http_factory(context, codec)
+        opener, room, alone = self._opener(), Room(context), self._alone
         acceptors = self._acceptors = [
-            Acceptor(loop=loop, listener=listener, factory=factory, log=log, opener=self._opener(), alone=self._alone)
+            Acceptor(loop=loop, listener=listener, factory=factory, log=log, opener=opener, alone=alone, room=room)
             for listener in self._listeners
         ]
         self._drain = Drain(context=context, acceptors=acceptors, lifespan=self._lifespan, log=log)
@@ -163,10 +165,16 @@ class Server:
         self._row[LOG_DROPPED] = self._logs.error_writer.dropped + (access.dropped if access is not None else 0)
 
     def _opener(self) -> Opener:
-        if self._tls is None:
-            return open_plain
-        timeout = self._settings.tls.ssl_handshake_timeout
-        return Handshake(context=self._tls, timeout=timeout, row=self._row, log=log)
+        opener: Opener = open_plain
+        if self._tls is not None:
+            timeout = self._settings.tls.ssl_handshake_timeout
+            opener = Handshake(context=self._tls, timeout=timeout, row=self._row, log=log)
+        proxy = self._settings.proxy
+        if proxy.proxy_protocol:
+            trusted = Forwarding(trusted=proxy.forwarded_allow_ips)
+            seconds = self._settings.limits.timeout_request_head or None
+            opener = ProxyOpener(opener, trusted=trusted, seconds=seconds, log=log)
+        return opener
 
     def _new_context(self, loop: asyncio.AbstractEventLoop) -> Context:
         http = self._settings.http
@@ -239,5 +247,8 @@ def _limits(http: HTTPSettings, limits: LimitSettings) -> Limits:
         head=head,
         body_size=limits.limit_request_body,
         head_time=limits.timeout_request_head,
+        request_time=limits.timeout_request,
+        underscores=limits.underscore_headers == "pass",
+        connections=limits.limit_connections,
         rate=limits.min_transfer_rate,
     )

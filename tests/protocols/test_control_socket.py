@@ -269,10 +269,10 @@ def test_out_of_descriptors_accepting_pauses_and_goes_on(server, monkeypatch):
     poor = sockets.Listener(
         sock=Listener(real.sock), address=real.address, requested=real.requested, origin=real.origin, inode=real.inode
     )
-    server.control.listener = poor
+    server.control._accepting.listener = poor
     sock = server.connect()
     assert server.loop.watched == 0, "or the loop would spin on a listener that stays readable"
-    server.control.listener = real
+    server.control._accepting.listener = real
     server.loop.now += 1
     server.loop.turn(2)
     assert server.ask(sock, "status")["exit"] == 0

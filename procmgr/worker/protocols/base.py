@@ -83,6 +83,7 @@ class Connection(asyncio.BaseProtocol):
         "reading",
         "server",
         "tls",
+        "told",
         "transport",
         "write_paused",
     )
@@ -98,6 +99,7 @@ class Connection(asyncio.BaseProtocol):
         self.head_since = context.now
         self.client: Address | None = None
         self.server: Address | None = None
+        self.told: tuple[Address, Address] | None = None
         self._out: list[bytes] = []
         self._out_bytes = 0
         self.handed = 0
@@ -115,8 +117,11 @@ class Connection(asyncio.BaseProtocol):
         context = self.context
         if context.nagle:
             _without_nagle(transport)
-        self.client = address(transport.get_extra_info("peername"))
-        self.server = address(transport.get_extra_info("sockname"))
+        if self.told is None:
+            self.client = address(transport.get_extra_info("peername"))
+            self.server = address(transport.get_extra_info("sockname"))
+        else:  # by a proxy that is trusted
+            self.client, self.server = self.told
         context.opened(self)
         self.head_since = context.now
         context.watch(self, context.now + min(LOOK, context.keep_alive))
@@ -395,6 +400,7 @@ def address(name: object) -> Address | None:
 def http_factory(context: Context, codec: CodecName) -> Callable[[], asyncio.BaseProtocol]:
     """Return what makes the protocol for each accepted connection."""
     from procmgr.worker.protocols.http1 import Http1Connection  # noqa: PLC0415 - which builds on this module
+    from procmgr.worker.protocols.patience import limit_requests  # noqa: PLC0415 - likewise
     from procmgr.worker.protocols.secure import SecureHttp1Connection  # noqa: PLC0415 - likewise
 
     codec_class: Callable[[int], Codec]
@@ -406,4 +412,5 @@ def http_factory(context: Context, codec: CodecName) -> Callable[[], asyncio.Bas
         from procmgr.worker.protocols.h11_codec import H11Codec  # noqa: PLC0415 - load the one in use
 
         codec_class = H11Codec
-    return partial(Http1Connection if context.secure is None else SecureHttp1Connection, context, codec_class)
+    kind = Http1Connection if context.secure is None else SecureHttp1Connection
+    return partial(limit_requests(kind) if context.limits.request_time else kind, context, codec_class)

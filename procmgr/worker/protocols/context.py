@@ -80,8 +80,14 @@ class Limits:
     """Bytes of a request body; a longer one is answered with 413. 0 is no bound."""
     head_time: float = 10.0
     """Seconds in which the head of a request has to be complete, from its first byte or the accept; 0 is no bound."""
+    request_time: float = 0.0
+    """Seconds from the head of a request to the end of its response; 0 is no bound."""
     rate: int = 240
     """Bytes per second at which bodies and responses have to move while somebody waits for them; 0 is no bound."""
+    underscores: bool = True
+    """Whether names of fields may have a `_`, but for those that could be taken for others that are believed."""
+    connections: int = 0
+    """Connections of a worker; 0 is no bound. Others wait to be accepted."""
     discard: int = 64 * 1024
     """Bytes of a body that the application left unread which are read to keep the connection."""
     chunk_overhead: int = 64 * 1024
@@ -144,6 +150,7 @@ class Context:
         "max_requests",
         "nagle",
         "now",
+        "on_room",
         "overload_logged",
         "paused",
         "reset_contextvars",
@@ -224,6 +231,7 @@ class Context:
         self.about = {"draining": asyncio.Event()}
         self.aborting = False
         self.overload_logged = 0.0
+        self.on_room: Callable[[], None] | None = None
         self.hosts: set[bytes] = set()
         self.response_fields = FieldEncoder(close=keep_alive == 0)
         self.head: tuple[bytes, ...] = ()
@@ -381,6 +389,8 @@ class Context:
         """Forget a connection."""
         self.connections.discard(connection)
         self.row[CONNECTIONS] = len(self.connections)
+        if self.on_room is not None:
+            self.on_room()
         if self._drained is not None:
             self.settle()
 

@@ -53,6 +53,15 @@ FORWARDING_FIELDS: Final = (
 )
 """By which proxies tell of the client (RFC 7239)."""
 
+CONFUSABLE_FIELDS: Final = frozenset(
+    {
+        *FORWARDING_FIELDS,
+        *b"host content-length transfer-encoding connection expect upgrade te trailer x-real-ip".split(),
+        *b"x-forwarded-server x-forwarded-ssl x-forwarded-protocol x-scheme client-ip proxy-authorization".split(),
+    }
+)
+"""Fields that frame, route or say who the client is, to procmgr or to applications."""
+
 _SINGLE: Final = frozenset(b"host content-length content-type expect".split())
 _SPECIAL: Final = _SINGLE | {b"connection", b"transfer-encoding", b"upgrade", *FORWARDING_FIELDS}
 _FORWARDED: Final = frozenset(FORWARDING_FIELDS)
@@ -225,6 +234,18 @@ def read_fields(request: Request, headers: Headers, hosts: set[bytes]) -> None:
             _judge_connection(request, special[b"connection"].lower())
         if b"expect" in special and special[b"expect"].lower() == b"100-continue":  # RFC 9110 section 10.1.1
             request.expect = request.version == b"1.1" and bool(request.chunked or request.content_length)
+
+
+def without_underscores(headers: Headers, *, every: bool) -> Headers:
+    """Return the fields without `every` one whose name has a `_`, or without those that could pass for a special one.
+
+    CGI and WSGI write `-` and `_` alike, so `X_Forwarded_For` would be believed there where `X-Forwarded-For` is.
+    """
+    return [
+        pair
+        for pair in headers
+        if b"_" not in pair[0] or not (every or pair[0].replace(b"_", b"-") in CONFUSABLE_FIELDS)
+    ]
 
 
 def _judge_host(request: Request, host: bytes | None, hosts: set[bytes]) -> None:

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from procmgr.worker.protocols.framing import Refused, Request, classify, read_fields, read_line, read_usual_line
+from procmgr.worker.protocols.framing import (
+    Refused,
+    Request,
+    classify,
+    read_fields,
+    read_line,
+    read_usual_line,
+    without_underscores,
+)
 
 if TYPE_CHECKING:
     from procmgr.worker.protocols.context import Limits
@@ -63,6 +71,8 @@ class HeadReader:
             raise classify(request, hosts, refusal) from None
         if len(headers) > limits.fields:
             raise Refused(431, "too many header fields")
+        if b"_" in head:
+            headers = without_underscores(headers, every=not limits.underscores)
         read_fields(request, headers, hosts)
         self._remember(request, head)
         return request
