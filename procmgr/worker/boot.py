@@ -110,7 +110,7 @@ def preimport(settings: Settings) -> None:
     created: its epoll instance would be shared by all children.
     """
     importlib.invalidate_caches()  # imports a module itself, which a worker without rights may be unable to
-    for module in ("http1", "httptools_codec", "h11_codec"):
+    for module in ("http1", "httptools_codec", "h11_codec", "patience", "secure"):
         importlib.import_module(f"procmgr.worker.protocols.{module}")
     upgrade_for(settings.websocket)
     if settings.app.loop != "asyncio":

@@ -258,7 +258,8 @@ def test_signals_to_the_whole_group_leave_the_zygote_alone(preload):
     assert zygotes(daemon) == zygote
     os.killpg(daemon.pid, signal.SIGINT)
     assert daemon.join() == 0
-    assert not re.search(r"ERROR|died", daemon.log)
+    # A worker that the scaling has just started is still importing, perhaps: INT ends it at once.
+    assert not re.search(r"ERROR|WARNING|died of SIG(?!INT)", daemon.log)
 
 
 @pytest.mark.parametrize("source", [ONE, "from support.stage import hold\nhold('importing')\n"])
