@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from procmgr.worker.protocols.handshake import Handshake
 
 NORMAL: Final = 1000
+PROTOCOL_ERROR: Final = 1002
 NO_STATUS: Final = 1005
 ABNORMAL: Final = 1006
 BAD_DATA: Final = 1007
@@ -22,6 +23,9 @@ INTERNAL_ERROR: Final = 1011
 RESTARTING: Final = 1012
 
 _MAX_REASON: Final = 123
+_MASKED: Final = 0x80
+_LENGTH_IN_2: Final = 126
+_LENGTH_IN_8: Final = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,11 @@ class FrameCodec(Protocol):
     replies: list[bytes]
     """What is to be sent in answer; whoever sends it clears the list."""
 
-    @property
-    def missing(self) -> int:
-        """How many bytes the frame in progress lacks, as far as is known: with them comes one message at most."""
+    def reach(self, data: bytes, at: int) -> int:
+        """Return how many bytes of `data` from `at` belong to one frame, as far as is known.
+
+        With them comes one message at most; 0 or less tells nothing.
+        """
 
     def receive(self, data: bytes) -> list[Event]:
         """Return what `data` completes."""
@@ -70,6 +76,35 @@ class FrameCodec(Protocol):
 
 MakeCodec = Callable[[Handshake, int], FrameCodec]
 """Makes the codec for what a handshake negotiated, with a message's greatest size in bytes."""
+
+
+def client_frame(data: bytes, at: int) -> tuple[int, int]:
+    """Return where the payload of the frame that begins at `at` begins and ends (RFC 6455 section 5.2).
+
+    Both are 0 if the head of the frame is not whole, or not a client's: those mask what they send.
+    """
+    have = len(data) - at
+    if have < 6:
+        return 0, 0
+    length = data[at + 1] - _MASKED
+    if length < _LENGTH_IN_2:
+        begin = at + 6
+    elif length == _LENGTH_IN_2:
+        begin = at + 8
+        length = data[at + 2] << 8 | data[at + 3]
+    else:
+        begin = at + 14
+        length = int.from_bytes(data[at + 2 : at + 10])
+    return (begin, begin + length) if length >= 0 and begin - at <= have else (0, 0)
+
+
+def server_head(first: int, length: int) -> bytes:
+    """Return the head of a frame with this first byte and this much payload."""
+    if length < _LENGTH_IN_2:
+        return bytes((first, length))
+    if length < 1 << 16:
+        return bytes((first, _LENGTH_IN_2)) + length.to_bytes(2)
+    return bytes((first, _LENGTH_IN_8)) + length.to_bytes(8)
 
 
 def sendable(code: int) -> bool:

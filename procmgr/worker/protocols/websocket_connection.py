@@ -150,7 +150,7 @@ class WebSocketConnection(Connection):
                 self.pause_reading()
                 return
             at = self._at
-            self._at = at + max(SLICE, self._codec.missing)
+            self._at = at + max(SLICE, self._codec.reach(data, at))
             self._feed(data if not at and self._at >= len(data) else data[at : self._at])
             if self.phase is not _OPEN:
                 break

@@ -34,15 +34,16 @@ class WsprotoCodec:
 
     __slots__ = ("_connection", "_max_size", "_parts", "replies")
 
-    missing: Final = 0
-    """wsproto passes payloads on as they come."""
-
     def __init__(self, handshake: Handshake, max_size: int) -> None:
         self.replies: list[bytes] = []
         self._max_size = max_size
         self._parts = BytesIO()
         extensions: list[Extension] = [_Deflate(handshake.deflate)] if handshake.deflate else []
         self._connection = Connection(SERVER, extensions)
+
+    def reach(self, data: bytes, at: int) -> int:  # noqa: ARG002 - wsproto passes payloads on as they come
+        """Tell nothing."""
+        return 0
 
     def receive(self, data: bytes) -> list[Event]:
         """Return what `data` completes."""
