@@ -172,7 +172,15 @@ def render_json(entry: Entry) -> str:
     if trace := trace_id(entry.field(b"traceparent")):
         shown["trace_id"] = trace
     shown["pid"] = os.getpid()
-    return json.dumps(shown)
+    return _fitting(shown)
+
+
+def _fitting(shown: dict[str, Any]) -> str:
+    """Return JSON that fits in a line: half an object is none, so the texts that are longest in it are shortened."""
+    while len(line := json.dumps(shown)) >= _MAX_LINE:
+        longest = max(shown, key=lambda name: len(json.dumps(shown[name])))
+        shown[longest] = f"{shown[longest][: len(shown[longest]) * 3 // 4]}..."
+    return line
 
 
 def trace_id(traceparent: bytes) -> str:

@@ -35,6 +35,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _SECURE: Final = {"http": "ws", "https": "wss"}
 _SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _NODE: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]{1,5}))?|([0-9.]+):([0-9]{1,5})")
+_ZONE: Final = "%"
 _HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]+)(?::([0-9]{1,5}))?")
 _PATH: Final = re.compile(r"/[!-~]*")
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"  # noqa: S105 - RFC 9110's token, no secret
@@ -166,7 +167,12 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def _node(text: str) -> tuple[IPv4Address | IPv6Address, int] | None:
-    """Read an address with or without port; 0 stands for an unknown port. Obfuscated and unknown ones are None."""
+    """Read an address with or without port; 0 stands for an unknown port. Obfuscated and unknown ones are None.
+
+    So are those with a zone (RFC 4007 section 11), which has a meaning on one machine only and may be any text.
+    """
+    if _ZONE in text:
+        return None
     match = _NODE.fullmatch(text)
     address = _address(text if match is None else match[1] or match[3])
     if address is None:

@@ -149,9 +149,20 @@ def test_combined_can_be_taken_apart_whatever_came(target, headers):
 def test_json_is_one_line_that_parses_whatever_came(target, headers):
     text = render_json(entry(request(target, headers)))
     assert "\n" not in text
-    assert len(text) < 4096 * 2
+    assert len(text) < 4096
     found = json.loads(text)
     assert (found["status"], found["response_bytes"], found["duration_seconds"]) == (200, 14, 1.234567)
+
+
+def test_json_that_would_be_cut_by_a_pipe_has_its_longest_values_shortened():
+    target = b"/?" + b"\"" * 3000
+    text = render_json(entry(request(target, [(b"user-agent", b"\xff" * 400), (b"referer", b"r")])))
+    assert len(text) < 4096
+    found = json.loads(text)
+    assert found["target"].startswith('/?"""')
+    assert found["target"].endswith("...")
+    assert set(found["user_agent"]) == {"\xff"}
+    assert found["referer"] == "r"
 
 
 def test_json_tells_ids_agent_and_referer_where_there_are_any():

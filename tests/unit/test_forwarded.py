@@ -73,6 +73,8 @@ def test_a_peer_is_believed_by_address_network_or_word(trusted, peer, believed):
         ("", PROXY),
         ("192.0.2.1:99999", ("192.0.2.1", 0)),
         ("192.0.2.1\u00e9", PROXY),
+        ('fe80::1%" 200 forged', PROXY),  # a zone (RFC 4007) means something on one machine only, and may be any text
+        ("fe80::1%\x9b31m", PROXY),
     ],
 )
 def test_the_right_most_address_that_is_not_trusted_is_the_clients(value, client):
