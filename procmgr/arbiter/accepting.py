@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _A_TURN: Final = 16
 _PAUSE_SECONDS: Final = 0.1
+_COMPLAIN_EVERY: Final = 60.0
 
 log = logging.getLogger("procmgr.error")
 
@@ -36,6 +37,7 @@ class Accepting:
         self._admit = admit
         self._what = what
         self._ended = False
+        self._complained = float("-inf")
         loop.watch(listener.sock.fileno(), self._accept)
 
     def end(self) -> None:
@@ -50,11 +52,16 @@ class Accepting:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:  # EMFILE, ENFILE, ENOMEM: the listener stays readable, and the loop would spin
-                log.warning("cannot accept %s: %s", self._what, error.strerror)
+                self._complain(error)
                 self._pause()
                 return
             sock.settimeout(0.0)
             self._admit(sock)
+
+    def _complain(self, error: OSError) -> None:
+        if self._now() - self._complained >= _COMPLAIN_EVERY:
+            self._complained = self._now()
+            log.warning("cannot accept %s: %s", self._what, error.strerror)
 
     def _pause(self) -> None:
         self._loop.unwatch(self.listener.sock.fileno())

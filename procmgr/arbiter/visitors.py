@@ -1,8 +1,10 @@
 """HTTP on the arbiter's loop, for probes and people: one small request, one page, and the connection ends.
 
 Rules: nothing here waits, and everything is bounded: connections, the head of a request, and the time of the whole. A
-visitor that is one too many takes the place of the one that has been here for longest. Only GET and HEAD are answered,
-and a body is never read. Connections linger after the page (RFC 9112 section 9.6), within their time.
+visitor that is one too many takes the place of the one that has been here for longest. One page is made in a turn of
+the loop, however many ask: with many workers it takes milliseconds, and their supervision must not wait for a crowd.
+Only GET and HEAD are answered, and a body is never read. Connections linger after the page (RFC 9112 section 9.6),
+within their time.
 
 Where the listener is bound to the loopback interface, a request has to name it so in Host: a page in somebody's browser
 whose name was made to point here could read what is meant for this machine alone.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -75,6 +78,7 @@ class Visitors:
         self._now = now
         self._page = page
         self._visitors: dict[int, Visitor] = {}
+        self._asking: deque[tuple[Visitor, h11.Request]] = deque()
         self._local = isinstance(listener.address, TCP) and ip_address(listener.address.host).is_loopback
         self._accepting = Accepting(listener, loop=loop, now=now, admit=self._admit, what="an admin connection")
 
@@ -127,7 +131,7 @@ class Visitors:
             self._refuse(visitor, error)
             return
         if isinstance(event, h11.Request):
-            self._answer(visitor, event)
+            self._line_up(visitor, event)
         elif event is not h11.NEED_DATA:
             self._drop(visitor)
 
@@ -136,6 +140,21 @@ class Visitors:
             self._send(visitor, Page(status=error.error_status_hint, text="this is no request\n"), head=False)
         else:
             self._drop(visitor)
+
+    def _line_up(self, visitor: Visitor, request: h11.Request) -> None:
+        self._loop.unwatch(visitor.sock.fileno())
+        self._asking.append((visitor, request))
+        if len(self._asking) == 1:
+            self._loop.call_at(self._now(), self._answer_next)
+
+    def _answer_next(self) -> None:
+        while self._asking and self._asking[0][0].sock.fileno() < 0:  # dropped while it waited
+            self._asking.popleft()
+        if self._asking:
+            self._answer(*self._asking[0])
+            self._asking.popleft()
+        if self._asking:
+            self._loop.call_at(self._now(), self._answer_next)
 
     def _answer(self, visitor: Visitor, request: h11.Request) -> None:
         if request.method not in {b"GET", b"HEAD"}:
