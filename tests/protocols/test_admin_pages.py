@@ -1,4 +1,4 @@
-"""The admin pages by themselves: that no crowd of visitors, and no want of descriptors, keeps the loop from its work."""
+"""The admin pages by themselves: that no crowd of visitors, nor a want of descriptors, keeps the loop from its work."""
 
 from __future__ import annotations
 

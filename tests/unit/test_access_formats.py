@@ -155,7 +155,7 @@ def test_json_is_one_line_that_parses_whatever_came(target, headers):
 
 
 def test_json_that_would_be_cut_by_a_pipe_has_its_longest_values_shortened():
-    target = b"/?" + b"\"" * 3000
+    target = b"/?" + b'"' * 3000
     text = render_json(entry(request(target, [(b"user-agent", b"\xff" * 400), (b"referer", b"r")])))
     assert len(text) < 4096
     found = json.loads(text)
