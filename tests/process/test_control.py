@@ -119,6 +119,41 @@ def test_status_shows_how_a_reload_by_signal_ended(controlled, at, write_app, tm
     assert "site_app.py" in last["detail"]
 
 
+# all of them
+
+COMMANDS = (
+    ["status"],
+    ["version"],
+    ["stacks"],
+    ["stacks", "0"],
+    ["reopen-logs"],
+    ["scale", "+1"],
+    ["restart", "1"],
+    ["reload"],
+    ["upgrade"],
+    ["status"],
+    ["stop", "--quick"],
+)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_every_command_is_carried_out_while_every_worker_hangs(controlled, at, as_json):
+    daemon = controlled("-w", "2", "-t", "600", "--slow-loop", "0")
+    visits = []
+    for _ in range(2):
+        daemon.connect().request("GET", "/block")
+        visits.append(daemon.probe.wait("blocked"))
+    assert sorted(visit.pid for visit in visits) == daemon.workers()
+    for command in COMMANDS:
+        done = ctl("-s", str(at), *command, *(["--json"] if as_json else []), NO_COLOR="1", FORCE_COLOR="1")
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert done.stdout.strip(), command
+        assert "\x1b" not in done.stdout
+        if as_json:
+            assert all(isinstance(json.loads(line), dict) for line in done.stdout.splitlines()), command
+    assert daemon.join() == 0
+
+
 # reload
 
 

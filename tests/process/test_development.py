@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from support import proc
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 HELD = "from support.stage import hold\nhold('importing')\n"
 VERSIONED = "from support import testapp\nfrom support.testapp import app\ntestapp.version = {!r}\n"
@@ -150,6 +152,25 @@ def test_an_open_stream_lives_while_the_new_code_boots_and_does_not_hold_it_up(d
     assert proc.wait_dead(old, 20) == []
     assert len(daemon.probe.take("stream ended")) == 1
     assert daemon.stop(signal.SIGINT) == 0
+
+
+def test_an_open_websocket_lives_while_the_new_code_boots_and_is_closed_with_1012(develop, write_app):
+    source = "from support import testapp\nfrom support.apps.websocket_app import app\ntestapp.version = {!r}\n"
+    daemon = develop(source=source.format("one"))
+    with connect(f"ws://127.0.0.1:{daemon.port}/echo", proxy=None, open_timeout=20) as chat:
+        chat.send("before")
+        assert chat.recv(timeout=20).endswith(" before")
+        old = daemon.workers()
+        write_app(HELD + source.format("two"))
+        visit = daemon.probe.wait("importing")
+        chat.send("meanwhile")
+        assert chat.recv(timeout=20) == f"{old[0]} meanwhile"
+        visit.release()
+        assert daemon.get()["version"] == "two"
+        with pytest.raises(ConnectionClosed) as caught:
+            chat.recv(timeout=20)
+        assert caught.value.rcvd.code == 1012
+    assert proc.wait_dead(old, 20) == []
 
 
 def test_int_stops_during_a_reload(develop, write_app):

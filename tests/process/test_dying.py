@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 from contextlib import suppress
 
 import pytest
@@ -80,6 +81,30 @@ def test_each_death_is_one_line_with_its_cause_age_and_requests(serve, write_app
         rf"[01] requests? served; in flight: GET {path} for \d+\.\d s$",
         lines[0],
     )
+
+
+def test_a_kill_for_want_of_memory_is_told_from_any_other(launch, tmp_path):
+    """The kernel's counters are replaced by the test's, in a mount namespace of the daemon's own (cgroups(7))."""
+    groups = tmp_path / "cgroup"
+    (groups / "memory").mkdir(parents=True)
+    counters = [groups / "memory.events", groups / "memory/memory.oom_control"]  # of version 2, and of version 1
+
+    def killed(count):
+        for counter in counters:
+            counter.write_text(f"oom_kill {count}\n")
+
+    mount = 'mount --bind "$0" /sys/fs/cgroup && exec "$@"'
+    within = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", mount, str(groups)]
+    if subprocess.run([*within, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no mount namespace may be made here")
+    killed(1)
+    daemon = launch("-w", "2", wrapper=within).ready()
+    one, other = daemon.workers()
+    os.kill(one, signal.SIGKILL)
+    daemon.logged(rf"pid {one}\) died of SIGKILL, sender unknown after")
+    killed(2)
+    os.kill(other, signal.SIGKILL)
+    daemon.logged(rf"pid {other}\) died of SIGKILL, probably out of memory after")
 
 
 REFUSES = """

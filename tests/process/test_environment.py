@@ -220,6 +220,15 @@ def test_a_killed_daemon_leaves_a_pid_file_that_the_next_replaces(serve, tmp_pat
     assert int(path.read_text()) == second.pid
 
 
+@pytest.mark.parametrize(("source", "code"), [("raise RuntimeError\n", 3), ("def app(:\n", 4)])
+def test_a_daemon_that_gives_up_takes_its_pid_file_with_it(launch, write_app, tmp_path, source, code):
+    path = tmp_path / "daemon.pid"
+    daemon = launch("-p", str(path), "--boot-attempts", "1", "--app-dir", str(tmp_path), app=write_app(source))
+    assert daemon.join() == code
+    assert "giving up" in daemon.log
+    assert not path.exists()
+
+
 ORPHAN = """
 import os
 from support.stage import hold

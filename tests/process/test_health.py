@@ -87,6 +87,34 @@ def test_a_loop_that_spins_in_c_with_the_gil_held_is_dumped_then_killed_with_its
     assert daemon.get()["pid"] != visit.pid
 
 
+DEADLOCKS = """
+import ctypes
+from support.stage import tell
+from support.testapp import app as plain
+
+async def app(scope, receive, send):
+    if scope.get("path") == "/deadlock":
+        wait_for_itself()
+    await plain(scope, receive, send)
+
+def wait_for_itself():
+    tell("waiting")
+    mutex = ctypes.create_string_buffer(64)  # all nought, as PTHREAD_MUTEX_INITIALIZER is
+    lock = ctypes.PyDLL(None).pthread_mutex_lock  # by PyDLL the GIL is kept
+    lock(mutex)
+    lock(mutex)
+"""
+
+
+def test_a_loop_that_deadlocks_in_c_with_the_gil_held_is_dumped_then_killed_and_replaced(serve, write_app, tmp_path):
+    daemon = serve("--slow-loop", "0.5", "-t", "4", "--app-dir", str(tmp_path), app=write_app(DEADLOCKS))
+    daemon.connect().request("GET", "/deadlock")
+    visit = daemon.probe.wait("waiting")
+    daemon.logged(rf"(?s)pid {visit.pid}\): its event loop is late by .* in wait_for_itself")
+    daemon.logged(rf"pid {visit.pid}\) was killed by procmgr because its event loop was blocked after .*GET /deadlock ")
+    assert daemon.get()["pid"] != visit.pid
+
+
 def test_a_stopped_worker_is_told_from_a_blocked_one_and_not_signalled(serve):
     daemon = serve("-t", "4")
     victim = daemon.probe.wait("startup").pid
@@ -158,8 +186,9 @@ def grown(serve, write_app, tmp_path, *options):
     return daemon, daemon.probe.wait("grown").pid
 
 
-def test_a_worker_above_max_memory_is_replaced_first_and_then_retired(serve, write_app, tmp_path):
-    daemon, victim = grown(serve, write_app, tmp_path, "--max-memory", "192M")
+@pytest.mark.parametrize("measure", ["rss", "pss"])
+def test_a_worker_above_max_memory_is_replaced_first_and_then_retired(serve, write_app, tmp_path, measure):
+    daemon, victim = grown(serve, write_app, tmp_path, "--max-memory", "192M", "--memory-measure", measure)
     heir = daemon.probe.wait("startup")
     assert proc.wait_dead([victim], 20) == []
     daemon.logged(rf"pid {victim}\) will be replaced: it uses \d+\.\d MiB, max_memory is 192\.0 MiB")

@@ -112,9 +112,10 @@ def test_post_fork_comes_before_the_application_is_imported(launch, hook, write_
     assert names.index("hook") < names.index("imported")
 
 
-@pytest.mark.parametrize("name", [*ALONE, *INSIDE])
+@pytest.mark.parametrize("name", [*ALONE, *INSIDE, "pre_fork"])
 def test_a_hook_that_raises_is_logged_with_its_traceback_and_the_service_goes_on(launch, hook, name):
-    daemon = launch(*hook("def told(event):\n    raise ValueError('no ' + event['hook'])\n", name)).ready()
+    preload = ["--preload"] if name == "pre_fork" else []
+    daemon = launch(*preload, *hook("def told(event):\n    raise ValueError('no ' + event['hook'])\n", name)).ready()
     if name == "on_reload":
         daemon.reload()
     if name == "worker_exit":
@@ -150,6 +151,22 @@ def test_hooks_that_hang_hold_nothing_up_and_are_ended_after_their_time(launch, 
     assert time.monotonic() - begun >= 10
     assert proc.process(hanging) is None
     assert daemon.get()["path"] == "/"
+
+
+def test_hooks_that_hang_after_a_reload_and_after_a_death_hold_up_neither_nor_a_stop(launch, hook):
+    source = "from support.stage import hold\ndef told(event):\n    hold('hangs', hook=event['hook'])\n"
+    daemon = launch("-w", "2", *hook(source, "on_reload", "worker_exit")).ready()
+    victim = daemon.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    hanging = daemon.probe.wait("hangs", hook="worker_exit")
+    daemon.until(lambda: len(set(daemon.workers()) - {victim}) == 2, "it is replaced")
+    daemon.reload()
+    daemon.probe.wait("hangs", hook="on_reload")
+    daemon.reload()
+    assert daemon.get()["generation"] == "3"
+    assert daemon.stop(signal.SIGINT) == 0
+    assert hanging.left()
+    assert "left behind" not in daemon.log
 
 
 def test_on_stop_may_take_a_moment_and_the_stop_waits_for_it(launch, hook):

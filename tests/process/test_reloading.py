@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from http.client import IncompleteRead
 
 import pytest
 from support import proc
@@ -145,6 +146,46 @@ def test_a_request_that_runs_in_a_retiring_worker_is_answered(serve):
     visit.release()
     response, body = connection.answer()
     assert (response.status, json.loads(body)["pid"]) == (200, visit.pid)
+
+
+STREAMS = """
+import asyncio
+from support.stage import stay, tell
+from support.testapp import app as plain
+
+async def app(scope, receive, send):
+    if scope.get("path") != "/stream":
+        await plain(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    try:
+        for part in (b"first\\n", b"second\\n"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await stay("streaming")
+    except asyncio.CancelledError:
+        tell("cancelled")
+        raise
+"""
+
+
+def test_a_stream_in_a_retiring_worker_has_the_graceful_period_and_is_cut_after_it(serve, write_app, tmp_path):
+    options = ("--graceful-timeout", "4", "--app-dir", str(tmp_path))
+    daemon = serve(*options, app=write_app(STREAMS))
+    stream = daemon.connect()
+    stream.request("GET", "/stream")
+    response = stream.getresponse()
+    assert response.readline() == b"first\n"
+    visit = daemon.probe.wait("streaming")
+    daemon.reload()
+    assert daemon.get()["pid"] != visit.pid
+    visit.release()
+    assert response.readline() == b"second\n", "the old worker goes on with it"
+    with pytest.raises(IncompleteRead):
+        response.read()
+    assert daemon.probe.wait("cancelled").pid == visit.pid
+    assert proc.wait_dead([visit.pid], 20) == []
+    daemon.logged(rf"pid {visit.pid}\) ended after")
+    assert daemon.get()["pid"] in daemon.workers()
 
 
 def test_the_old_workers_serve_while_the_new_code_takes_its_time_to_boot(serve, write_app, tmp_path):

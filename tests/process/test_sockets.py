@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from support import proc
-from support.daemon import run
+from support.daemon import PATIENCE, run
 
 ACTIVATE = """
 import os, sys
@@ -147,7 +147,7 @@ def test_an_inherited_tcp_socket_is_served(serve, tcp):
     assert json.loads(daemon.connect(port_of(tcp)).get()[1])["pid"] in daemon.workers()
 
 
-def test_an_inherited_unix_socket_is_served_and_never_unlinked(serve, unix, tmp_path):
+def test_an_inherited_unix_socket_is_served_and_never_unlinked_or_shut_down(serve, unix, tmp_path):
     path = tmp_path / "inherited.sock"
     daemon = serve("-b", f"fd://{unix.fileno()}", bind=None, pass_fds=[unix.fileno()])
     assert daemon.connect(path).get()[0].status == 200
@@ -155,6 +155,9 @@ def test_an_inherited_unix_socket_is_served_and_never_unlinked(serve, unix, tmp_
     assert daemon.connect(path).get()[0].status == 200
     assert daemon.stop() == 0
     assert path.exists()
+    daemon.connect(path)
+    unix.settimeout(PATIENCE)
+    unix.accept()[0].close()
 
 
 def test_several_inherited_sockets_are_served(serve, tcp, unix, tmp_path):
