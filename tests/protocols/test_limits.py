@@ -129,10 +129,11 @@ def test_a_response_that_has_begun_is_cut(codec):
         await send({"type": "http.response.body", "body": b"abc", "more_body": True})
         await asyncio.Event().wait()
 
-    data, ended, _ = run(late(app, codec, GET))
+    data, ended, lines = run(late(app, codec, GET))
     assert data.startswith(b"HTTP/1.1 200 ")
     assert data.endswith(b"3\r\nabc\r\n")
     assert ended == ["CancelledError"]
+    assert [line.partition(": ")[2] for line in lines] == ["cut, the response took too long: 'GET / HTTP/1.1'"]
 
 
 def test_the_time_counts_for_each_request_anew_and_not_between_them(codec):

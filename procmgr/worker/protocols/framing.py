@@ -10,6 +10,7 @@ said otherwise.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Final, Protocol
 
@@ -84,6 +85,11 @@ class Refused(Exception):  # noqa: N818 - a decision about the peer's request, n
         self.reason = reason
         self.lines = lines
 
+    @property
+    def level(self) -> int:
+        """How serious it is: a client that is merely slow, or gave up, is no reason to look at a log."""
+        return logging.INFO if self.status == 408 else logging.WARNING
+
 
 class Request:
     """What one request line and its fields say. `version` is b"1.1" or b"1.0", `path` and `query` are raw bytes.
@@ -140,7 +146,8 @@ class Codec(Protocol):
 
 def excerpt(head: bytes) -> str:
     """Return what a log may show of a head, escaped: the beginning of its line; query and fields may have secrets."""
-    return ascii(head[: 2 * _EXCERPT].lstrip(b"\r\n").partition(b"\n")[0].partition(b"?")[0][:_EXCERPT])[2:-1]
+    line = head[: 2 * _EXCERPT].lstrip(b"\r\n").partition(b"\n")[0].removesuffix(b"\r")
+    return ascii(line.partition(b"?")[0][:_EXCERPT])[2:-1]
 
 
 def read_line(head: bytes, limit: int) -> Request:

@@ -18,7 +18,6 @@ everything else goes through `_pending`.
 from __future__ import annotations
 
 import contextvars
-import logging
 from typing import TYPE_CHECKING, Final
 
 from procmgr.scoreboard import STATUS_1XX
@@ -428,10 +427,10 @@ class Http1Connection(Connection):
     def _refuse(self, refusal: Refused, head: bytes, *, head_only: bool = False) -> None:
         """Answer a request that is not served, unless a response to it has begun, and close."""
         context, cycle = self.context, self.cycle
-        # A client that is merely slow, or gave up, is no reason to look at a log.
-        level = logging.INFO if refusal.status == 408 else logging.WARNING
-        context.error_log.log(level, "%s: %d, %s: '%s'", self.peer, refusal.status, refusal.reason, excerpt(head))
-        if cycle is None or cycle.state < SENT:
+        begun = cycle is not None and cycle.state >= SENT
+        answer = "cut" if begun else refusal.status
+        context.error_log.log(refusal.level, "%s: %s, %s: '%s'", self.peer, answer, refusal.reason, excerpt(head))
+        if not begun:
             self._answer(refusal.status, refusal.reason, refusal.lines, head_only=head_only)
         if cycle is None:
             context.row[STATUS_1XX - 1 + refusal.status // 100] += 1
