@@ -1,5 +1,7 @@
 """The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): who the client is, told before all else.
 
+Of what version 2 tells beside the addresses, one thing counts: whether the client came to the proxy over TLS.
+
 Rules. The header comes once, before TLS, and only from peers that are trusted; who is not, or sends none, or sends what
 is none, is closed. Exactly the header is taken from the socket, since what follows belongs to whoever comes next: a TLS
 handshake cannot be begun with bytes that somebody else has read. So the socket is read before it has a transport: bytes
@@ -18,7 +20,7 @@ import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 
-from procmgr.worker.protocols.base import Address, Connection, address
+from procmgr.worker.protocols.base import Connection, Told, address
 
 if TYPE_CHECKING:
     import logging
@@ -26,9 +28,7 @@ if TYPE_CHECKING:
 
     from procmgr.worker.acceptor import Opener
     from procmgr.worker.forwarded import Forwarding
-
-Addresses = tuple[Address, Address]
-"""The client's, and the one it connected to."""
+    from procmgr.worker.protocols.base import Address
 
 SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 MAX_LINE: Final = 107
@@ -43,8 +43,12 @@ _UNKNOWN: Final = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?\r\n")
 _HEADER: Final = struct.Struct("!12sBBH")
 _INET: Final = struct.Struct("!4s4sHH")
 _INET6: Final = struct.Struct("!16s16sHH")
+_VALUE: Final = struct.Struct("!BH")
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPEC, _TCP4, _TCP6, _UNIX_STREAM = 0x00, 0x11, 0x21, 0x31
+_NAMELESS: Final = {_UNSPEC: 0, _UNIX_STREAM: 216}  # the size of addresses that say nothing of use
+_SSL: Final = 0x20  # the type of a value, section 2.2.6
+_CLIENT_SSL: Final = 0x01
 _COMPLAINTS: Final = 64
 
 
@@ -52,8 +56,8 @@ class ProxyError(OSError):
     """What a peer sent is no PROXY header, or nobody trusts it."""
 
 
-def read_line(line: bytes) -> Addresses | None:
-    """Return the addresses in a whole header of version 1, None for UNKNOWN. Raises `ProxyError`."""
+def read_line(line: bytes) -> Told | None:
+    """Return what a whole header of version 1 tells, None for UNKNOWN. Raises `ProxyError`."""
     if _UNKNOWN.fullmatch(line):
         return None
     match = _LINE.fullmatch(line)
@@ -68,7 +72,7 @@ def read_line(line: bytes) -> Addresses | None:
     ports = [int(client_port), int(server_port)]
     if not all(isinstance(each, kind) for each in addresses) or max(ports) > 0xFFFF:
         raise ProxyError("malformed address in a PROXY header")
-    return (str(addresses[0]), ports[0]), (str(addresses[1]), ports[1])
+    return Told(((str(addresses[0]), ports[0]), (str(addresses[1]), ports[1])))
 
 
 def block_size(header: bytes) -> int:
@@ -81,16 +85,29 @@ def block_size(header: bytes) -> int:
     return int(size)
 
 
-def read_block(header: bytes, block: bytes) -> Addresses | None:
-    """Return the addresses in a header of version 2, None where it tells of none. Raises `ProxyError`."""
+def read_block(header: bytes, block: bytes) -> Told | None:
+    """Return what a header of version 2 tells, None for LOCAL. Raises `ProxyError`."""
     _, command, family, _ = _HEADER.unpack(header)
-    if command == _LOCAL or family in {_UNSPEC, _UNIX_STREAM}:
+    if command == _LOCAL:
         return None
+    if family in _NAMELESS:
+        return Told(None, secure=_over_tls(block[_NAMELESS[family] :]))
     layout = {_TCP4: _INET, _TCP6: _INET6}.get(family)
     if layout is None or len(block) < layout.size:
         raise ProxyError("malformed address in a PROXY header")
     client, server, client_port, server_port = layout.unpack_from(block)
-    return (str(ip_address(client)), client_port), (str(ip_address(server)), server_port)
+    addresses = (str(ip_address(client)), client_port), (str(ip_address(server)), server_port)
+    return Told(addresses, secure=_over_tls(block[layout.size :]))
+
+
+def _over_tls(values: bytes) -> bool:
+    """Tell whether the values behind the addresses say that the client speaks TLS; cut short, they say nothing."""
+    while len(values) > _VALUE.size:
+        kind, size = _VALUE.unpack_from(values)
+        value, values = values[_VALUE.size :][:size], values[_VALUE.size + size :]
+        if kind == _SSL:
+            return len(value) == size > 0 and bool(value[0] & _CLIENT_SSL)
+    return False
 
 
 class ProxyOpener:
@@ -114,9 +131,9 @@ class ProxyOpener:
         except BaseException:
             connection.close()
             raise
-        await self._opener(connection, factory if told is None else lambda: _with_addresses(factory(), told))
+        await self._opener(connection, factory if told is None else lambda: _knowing(factory(), told))
 
-    async def _read(self, connection: socket.socket, peer: Address | None) -> Addresses | None:
+    async def _read(self, connection: socket.socket, peer: Address | None) -> Told | None:
         try:
             if not self._trusted.trusts(peer):
                 raise ProxyError("not trusted to tell who its clients are")
@@ -139,13 +156,13 @@ class ProxyOpener:
         log("%s: closed: %s", who, what)
 
 
-def _with_addresses(protocol: asyncio.BaseProtocol, told: Addresses) -> asyncio.BaseProtocol:
+def _knowing(protocol: asyncio.BaseProtocol, told: Told) -> asyncio.BaseProtocol:
     assert isinstance(protocol, Connection)
     protocol.told = told
     return protocol
 
 
-async def _read_header(connection: socket.socket) -> Addresses | None:
+async def _read_header(connection: socket.socket) -> Told | None:
     """Take a header, and nothing behind it, from a non-blocking socket. Raises `OSError`."""
     begin = await _take(connection, _SAFE)
     if begin == SIGNATURE:

@@ -103,7 +103,7 @@ class Server:
         context = self._context = self._new_context(loop)
         self.apply_log_level()
         codec: CodecName = "h11" if self._settings.http.http == "h11" else "httptools"
-        factory = http_factory(context, codec)
+        factory = http_factory(context, codec, told=self._settings.proxy.proxy_protocol)
         opener, room, alone = self._opener(), Room(context), self._alone
         acceptors = self._acceptors = [
             Acceptor(loop=loop, listener=listener, factory=factory, log=log, opener=opener, alone=alone, room=room)

@@ -47,7 +47,7 @@ TOLD = {
     "2, TCP4": (V2, ("192.0.2.1", 5000), ("192.0.2.2", 80)),
     "2, TCP6": (block(family=0x21, addresses=v6()), ("2001:db8::1", 5000), ("2001:db8::2", 80)),
     "2, with values behind": (
-        block(addresses=v4(), extra=b"\x20\x00\x05\x01\x00\x00\x00\x00" + b"\x04\x03\xe8" + bytes(1000)),
+        block(addresses=v4(), extra=b"\x04\x03\xe8" + bytes(1000)),
         ("192.0.2.1", 5000),
         ("192.0.2.2", 80),
     ),
@@ -59,6 +59,19 @@ UNTOLD = {
     "2, LOCAL with addresses": block(command=0x20, addresses=v4()),
     "2, UNSPEC": block(family=0x00),
     "2, a Unix socket": block(family=0x31, addresses=bytes(216)),
+}
+TLS = b"\x20\x00\x05\x01\x00\x00\x00\x00"
+PADDED = b"\x04\x00\x03\x20\x00\x01"
+SCHEMES = {
+    "over TLS": (TLS, "https"),
+    "over TLS, with values around": (PADDED + TLS + PADDED, "https"),
+    "over TLS, with values inside": (b"\x20\x00\x0f\x07\x00\x00\x00\x00\x21\x00\x07TLSv1.3", "https"),
+    "not over TLS": (b"\x20\x00\x05\x06\x00\x00\x00\x00", "http"),
+    "other values alone": (PADDED, "http"),
+    "cut short": (b"\x20\x00\x06\x01\x00\x00\x00\x00", "http"),
+    "empty": (b"\x20\x00\x00", "http"),
+    "half a value": (b"\x20\x00", "http"),
+    "behind one that is cut short": (b"\x04\xff\xff" + TLS, "http"),
 }
 REFUSED = {
     "none": GET,
@@ -94,7 +107,7 @@ async def app(scope, receive, send):
 class Behind:
     """A worker's server without its process, behind a proxy."""
 
-    def __init__(self, front=None, **values):
+    def __init__(self, front=None, app=app, **values):
         self.listener = bind(TCP("127.0.0.1", 0), backlog=128)
         self.port = self.listener.address.port
         self.server = Server(
@@ -159,6 +172,28 @@ def test_the_client_is_who_the_header_says(name, cut):
 def test_without_addresses_the_connections_own_are_kept(name):
     text = run(answered(UNTOLD[name] + GET, forwarded_headers=()))
     assert re.fullmatch(r"127\.0\.0\.1 \d+ 127\.0\.0\.1 \d+ http", text)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("addresses", [{"addresses": v4()}, {"family": 0}, {"family": 0x31, "addresses": bytes(216)}])
+def test_the_scheme_is_that_of_the_clients_own_connection(name, addresses):
+    extra, scheme = SCHEMES[name]
+    assert run(answered(block(**addresses, extra=extra) + GET, forwarded_headers=())).endswith(f" {scheme}")
+
+
+def test_a_websocket_over_the_proxys_tls_is_wss():
+    scopes = []
+
+    async def websocket(scope, receive, send):
+        scopes.append(scope)
+
+    opening = (
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    run(answered(block(addresses=v4(), extra=TLS) + opening, app=websocket))
+    assert scopes[0]["scheme"] == "wss"
+    assert scopes[0]["client"] == ("192.0.2.1", 5000)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -16,6 +16,7 @@ import fcntl
 import socket
 import sys
 import termios
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -31,10 +32,19 @@ if TYPE_CHECKING:
     from procmgr.worker.protocols.context import Member
     from procmgr.worker.protocols.framing import Codec, Request
 
-__all__ = ["Address", "Connection", "Context", "DrainMode", "Limits", "Phase", "http_factory"]
+__all__ = ["Address", "Connection", "Context", "DrainMode", "Limits", "Phase", "Told", "http_factory"]
 
 Address = tuple[str, int | None]
 CodecName = Literal["httptools", "h11"]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a trusted proxy said of a connection: client and server, if it named them, and whether TLS was spoken."""
+
+    addresses: tuple[Address, Address] | None
+    secure: bool = False
+
 
 LINGER: Final = 2.0
 """Seconds for which a closing connection is read to its end, once all is written."""
@@ -99,7 +109,7 @@ class Connection(asyncio.BaseProtocol):
         self.head_since = context.now
         self.client: Address | None = None
         self.server: Address | None = None
-        self.told: tuple[Address, Address] | None = None
+        self.told: Told | None = None
         self._out: list[bytes] = []
         self._out_bytes = 0
         self.handed = 0
@@ -117,11 +127,11 @@ class Connection(asyncio.BaseProtocol):
         context = self.context
         if context.nagle:
             _without_nagle(transport)
-        if self.told is None:
+        if self.told is None or self.told.addresses is None:
             self.client = address(transport.get_extra_info("peername"))
             self.server = address(transport.get_extra_info("sockname"))
         else:  # by a proxy that is trusted
-            self.client, self.server = self.told
+            self.client, self.server = self.told.addresses
         context.opened(self)
         self.head_since = context.now
         context.watch(self, context.now + min(LOOK, context.keep_alive))
@@ -397,11 +407,12 @@ def address(name: object) -> Address | None:
     return (name, None) if isinstance(name, str) and name else None
 
 
-def http_factory(context: Context, codec: CodecName) -> Callable[[], asyncio.BaseProtocol]:
-    """Return what makes the protocol for each accepted connection."""
+def http_factory(context: Context, codec: CodecName, *, told: bool = False) -> Callable[[], asyncio.BaseProtocol]:
+    """Return what makes the protocol for each accepted connection; `told` if a proxy may tell its scheme."""
     from procmgr.worker.protocols.http1 import Http1Connection  # noqa: PLC0415 - which builds on this module
     from procmgr.worker.protocols.patience import limit_requests  # noqa: PLC0415 - likewise
     from procmgr.worker.protocols.secure import SecureHttp1Connection  # noqa: PLC0415 - likewise
+    from procmgr.worker.protocols.told import with_told_scheme  # noqa: PLC0415 - likewise
 
     codec_class: Callable[[int], Codec]
     if codec == "httptools":
@@ -413,4 +424,6 @@ def http_factory(context: Context, codec: CodecName) -> Callable[[], asyncio.Bas
 
         codec_class = H11Codec
     kind = Http1Connection if context.secure is None else SecureHttp1Connection
+    if told:
+        kind = with_told_scheme(kind)
     return partial(limit_requests(kind) if context.limits.request_time else kind, context, codec_class)
