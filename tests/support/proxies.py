@@ -143,7 +143,12 @@ class Front:
             return "it never started"
         code = self.proxy.process.poll()
         state = "it runs" if code is None else f"it exited with {code}"
-        return f"{' '.join(self.proxy.command)}: {state}\n{self.proxy.output[-20_000:]}"
+        return f"{' '.join(self.proxy.command)}: {state}\n{self.output[-10_000:]}"
+
+    @property
+    def output(self) -> str:
+        """What it wrote to its standard outputs."""
+        return "" if self.proxy is None else self.proxy.output
 
 
 class Nginx(Front):
@@ -198,7 +203,7 @@ class HAProxy(Front):
         self.tcp, self.tls = ports(2)
         self._stats = self.room / "stats.sock"
         self._replacements = {
-            "/run/haproxy/admin.sock": str(self._stats),
+            "/run/haproxy.sock": str(self._stats),
             "bind :80\n": f"bind 127.0.0.1:{self.tcp}\n",
             "# bind :443 ssl crt /etc/haproxy/site.pem": f"bind 127.0.0.1:{self.tls} ssl crt {certificate}",
             "one 127.0.0.1:8000 port 9000 agent-port 9001": "one 127.0.0.1:{} port {} agent-port {}".format(*one),
@@ -213,6 +218,11 @@ class HAProxy(Front):
         # The file of the socket has its name before somebody listens there.
         assert proc.eventually(lambda: _answers(self._stats)), f"it cannot be asked\n{self.story()}"
         return self
+
+    @property
+    def output(self) -> str:
+        """What it logged, but for requests that were answered."""
+        return "\n".join(line for line in super().output.splitlines() if not re.search(r" web app/.* 200 ", line))
 
     def ask(self, command: str) -> str:
         """Return what its stats socket answers."""
