@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 
 if TYPE_CHECKING:
     from support.daemon import Daemon
+    from support.proxies import Front
 
 APP = "support.apps.proxied_app:app"
 BODY = int(os.environ.get("PROCMGR_TEST_BODY_MIB", "128")) << 20
@@ -109,9 +110,10 @@ def haproxy(closing_all, files):
 
 @dataclass
 class Behind:
-    """A daemon and the ports of a proxy before it."""
+    """A daemon and the proxy before it, with its ports."""
 
     daemon: Daemon
+    front: Front
     port: int
     tls: int
 
@@ -123,13 +125,13 @@ def behind(plain, nginx, haproxy):
     def start(kind, *options):
         if kind == "haproxy":
             front, daemon = haproxied(plain, haproxy, *options)
-            return Behind(daemon, front.tcp, front.tls)
+            return Behind(daemon, front, front.tcp, front.tls)
         front = nginx(proc.free_port())
         if kind == "nginx":
             daemon = plain(*options, "-b", front.address)
-            return Behind(daemon, front.run().tcp, front.tcp_tls)
+            return Behind(daemon, front.run(), front.tcp, front.tcp_tls)
         daemon = plain(*options, *on_unix(front))
-        return Behind(daemon, front.run().unix, front.unix_tls)
+        return Behind(daemon, front.run(), front.unix, front.unix_tls)
 
     return start
 
@@ -247,6 +249,7 @@ def test_long_bodies_pass_as_they_come_and_the_worker_does_not_keep_them(kind, b
         upload(connection, site.daemon.probe)
         download(connection, site.daemon.probe)
     assert peak(worker) - before < 24 << 20
+    assert "buffered to a temporary file" not in site.front.story(), "nor does the proxy"
 
 
 def upload(connection, probe):
@@ -270,9 +273,13 @@ def download(connection, probe):
     assert response.read(1) == b"1"
     first.release()
     buffer, length = bytearray(1 << 20), 1
+    while length < BODY // 2:
+        length += response.readinto(buffer)
+    assert not probe.take("all sent"), "nobody keeps what the client has not read"
     while read := response.readinto(buffer):
         length += read
     assert length == BODY
+    probe.wait("all sent")
 
 
 def peak(pid):

@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from support.apps import websocket_app
-from support.stage import stay
+from support.stage import stay, tell
 
 Message = dict[str, Any]
 _PART = bytes(256 * 1024)
@@ -62,6 +62,7 @@ async def _download(send: Any, length: int) -> None:
         part = _PART[:length]
         length -= len(part)
         await send({"type": "http.response.body", "body": part, "more_body": bool(length)})
+    tell("all sent")
 
 
 async def _events(send: Any) -> None:
