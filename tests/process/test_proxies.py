@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import json
 import os
+import pwd
 import signal
 import socket
 from contextlib import ExitStack, closing, contextmanager
@@ -28,8 +29,9 @@ APP = "support.apps.proxied_app:app"
 BODY = int(os.environ.get("PROCMGR_TEST_BODY_MIB", "128")) << 20
 """Bytes of the long bodies; make it 1024 where there is time."""
 
-with_nginx = pytest.mark.skipif(missing("nginx") is not None, reason=str(missing("nginx")))
-with_haproxy = pytest.mark.skipif(missing("haproxy") is not None, reason=str(missing("haproxy")))
+NO_NGINX, NO_HAPROXY = missing("nginx", "www-data"), missing("haproxy", "haproxy")
+with_nginx = pytest.mark.skipif(NO_NGINX is not None, reason=str(NO_NGINX))
+with_haproxy = pytest.mark.skipif(NO_HAPROXY is not None, reason=str(NO_HAPROXY))
 FRONTS = [
     pytest.param("nginx", marks=with_nginx),
     pytest.param("nginx, unix", marks=with_nginx),
@@ -225,8 +227,6 @@ def test_a_unix_socket_lets_in_nginx_and_no_other_user(plain, nginx):
 
 @contextmanager
 def acting_as(name):
-    import pwd
-
     user, group = pwd.getpwnam(name), grp.getgrgid(os.getegid())
     os.setegid(user.pw_gid)
     os.seteuid(user.pw_uid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -27,12 +28,16 @@ NGINX_CONF = ROOT / "etc/nginx.conf"
 HAPROXY_CFG = ROOT / "etc/haproxy.cfg"
 
 
-def missing(program: str) -> str | None:
-    """Return why a proxy cannot be tested here, None if it can."""
+def missing(program: str, user: str) -> str | None:
+    """Return why a proxy that runs as `user` cannot be tested here, None if it can."""
     if shutil.which(program) is None:
         return f"{program} is not installed (apt-get install {program})"
     if os.geteuid() != 0:
         return f"{program} as it is configured changes its user, which needs root"
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return f"{program} as it is configured needs Debian's user {user}"
     return None
 
 
