@@ -69,6 +69,10 @@ class BindError(ProcmgrError):
     exit_code = ExitCode.OS_ERROR
 
 
+class AddressInUseError(BindError):
+    """Somebody else listens there."""
+
+
 class PrivilegeError(ProcmgrError):
     """The operating system refused a right: a privileged port, a user switch, a file."""
 

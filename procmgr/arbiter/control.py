@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from procmgr import control, sockets
 from procmgr.arbiter.accepting import Accepting
 from procmgr.control import RequestError
-from procmgr.errors import BindError, ExitCode, ProcmgrError
+from procmgr.errors import AddressInUseError, BindError, ExitCode, ProcmgrError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,13 @@ def try_open(setting: str | None, default: Path | None) -> Listener | None:
     try:
         return open_socket(path)
     except ProcmgrError as error:
-        log.warning("no control socket, procmgrctl will not find this instance: %s", error)
+        # Several of one name, as one program that a process manager starts four times, are no mistake.
+        shared = setting is None and isinstance(error, AddressInUseError)
+        log.log(
+            logging.INFO if shared else logging.WARNING,
+            "no control socket, procmgrctl will not find this instance: %s",
+            error,
+        )
         return None
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import grp
 import os
 import pwd
 import socket
 import stat
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, assert_never
 
-from procmgr.errors import BindError, ConfigError, PrivilegeError, ProcmgrError
+from procmgr.errors import AddressInUseError, BindError, ConfigError, PrivilegeError, ProcmgrError
 from procmgr.sockets.address import TCP, Abstract, Bindable, Unix
 from procmgr.sockets.holders import PROC, holder
 from procmgr.sockets.listener import Listener, Origin, file_identity
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 _PATH_BYTES: Final = 107
 """sun_path is 108 bytes with its final NUL (unix(7))."""
+
+_TURN_SECONDS: Final = 0.5
+_TURN_PAUSE: Final = 0.001
 
 
 def bind(address: Bindable, *, backlog: int, umask: int | None = None) -> Listener:
@@ -113,9 +118,9 @@ def _refusal(address: Bindable, error: OSError) -> ProcmgrError:
             return BindError(f"cannot bind {address}: {error.strerror or error}")
 
 
-def in_use(address: Bindable) -> BindError:
+def in_use(address: Bindable) -> AddressInUseError:
     """Return the refusal for an address that another socket has, naming who holds it where /proc tells."""
-    return BindError(f"cannot bind {address}: already in use by {holder(address) or 'another process'}")
+    return AddressInUseError(f"cannot bind {address}: already in use by {holder(address) or 'another process'}")
 
 
 def _right_hint(address: Bindable) -> str:
@@ -139,7 +144,7 @@ def _bind_unix(address: Unix, backlog: int, umask: int | None) -> Listener:
         raise BindError(f"cannot bind {address}: a socket path has at most {_PATH_BYTES} bytes, this is longer")
     uid, gid = _uid(address), _gid(address)
     real = Unix(path, address.mode, address.owner, address.group)
-    with _opened(address, socket.AF_UNIX) as sock:
+    with _opened(address, socket.AF_UNIX) as sock, _turn(path):
         _clear_stale(real)
         _bind_with_mode(sock, path, address.mode, umask)
         inode = file_identity(path)
@@ -172,6 +177,38 @@ def _bind_with_mode(sock: socket.socket, path: str, mode: int | None, umask: int
         os.umask(previous)
 
 
+@contextmanager
+def _turn(path: str) -> Iterator[None]:
+    """Bind in a directory one at a time: of two that find the same stale file the later would remove the earlier's.
+
+    And one that is bound but does not listen yet passes for stale. The lock (flock(2)) is the directory's own, so it
+    leaves no file behind; where it cannot be had, or not soon, the bind goes on without.
+    """
+    try:
+        directory = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        _lock(directory)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _lock(directory: int) -> None:
+    deadline = time.monotonic() + _TURN_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_TURN_PAUSE)
+        except OSError:
+            return  # a file system without locks
+        else:
+            return
+
+
 def _clear_stale(address: Unix) -> None:
     """Remove a socket file that nobody listens on; raises BindError for a live one and for any other kind of file."""
     try:
@@ -182,7 +219,6 @@ def _clear_stale(address: Unix) -> None:
         raise BindError(f"cannot bind {address}: there is a file that is no socket; remove it or choose another path")
     if _answers(address):
         raise in_use(address)
-    # Two instances that start in the same instant can both get here and the later one wins; the pid file tells them.
     Path(address.path).unlink(missing_ok=True)
 
 

@@ -301,6 +301,14 @@ def test_a_live_socket_is_not_stolen(server, caplog):
     assert try_open(str(server.path), None) is None
     assert "already in use" in caplog.text
     assert server.ask(server.connect(), "status")["exit"] == 0
+    assert caplog.records[-1].levelname == "WARNING"
+
+
+def test_that_another_has_the_default_path_is_no_warning(server, caplog):
+    caplog.set_level("INFO")
+    assert try_open(None, server.path) is None
+    assert "already in use" in caplog.text
+    assert caplog.records[-1].levelname == "INFO"
 
 
 def test_a_stale_socket_is_replaced(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -417,6 +418,60 @@ def test_a_live_socket_is_refused_naming_its_holder_and_keeps_serving(path, keep
     with pytest.raises(BindError, match=rf"already in use by pid {os.getpid()} "):
         bind(Unix(str(path)), backlog=5)
     assert live.inode == (path.lstat().st_dev, path.lstat().st_ino)
+
+
+def test_of_several_that_find_a_stale_file_at_once_one_has_the_path_and_keeps_it(path):
+    for _ in range(10):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+        assert sorted(race(lambda: bind(Unix(str(path)), backlog=5), runners=6)) == [0, *[71] * 5]
+        path.unlink()
+
+
+def race(attempt, *, runners):
+    """Return the exit codes of so many processes that call `attempt` at once and live until all have."""
+    codes = []
+    go, gate = os.pipe()
+    done_reader, done = os.pipe()
+    stay, leave = os.pipe()
+    pids = []
+    for _ in range(runners):
+        pid = os.fork()
+        if pid == 0:
+            code, kept = 1, []
+            try:
+                os.close(gate)
+                os.close(leave)
+                os.read(go, 1)
+                try:
+                    kept.append(attempt())
+                    code = 0
+                except BindError as error:
+                    code = int(error.exit_code)
+                os.write(done, b"x")
+                os.read(stay, 1)  # the winner listens until all have tried
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    os.close(gate)
+    waited = 0
+    while waited < runners:
+        waited += len(os.read(done_reader, runners))
+    os.close(leave)
+    for pid in pids:
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    for fd in (go, done_reader, done, stay):
+        os.close(fd)
+    return codes
+
+
+def test_a_directory_that_somebody_keeps_locked_does_not_keep_from_binding(path, keep):
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        keep(bind(Unix(str(path)), backlog=5))
+    finally:
+        os.close(directory)
 
 
 def test_a_live_socket_with_a_full_queue_is_not_taken_for_stale(path, keep):
