@@ -12,7 +12,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from procmgr import __version__, control, logs, messages, scoreboard, sockets
+from procmgr import control, logs, messages, scoreboard
 from procmgr.arbiter import descendants, estate
 from procmgr.arbiter.admin import Admin
 from procmgr.arbiter.aides import Aides
@@ -162,9 +162,10 @@ class Arbiter:
     def run(self, envelope: Envelope | None = None) -> int:
         """Supervise until the pool finishes; returns the exit code. `envelope` is what was taken over, if anything."""
         if envelope is None:
-            self._say_start()
+            self._report.say_start(self.plan_in_force(), self._admin.addresses)
             self._aides.start()
         else:
+            self._report.go_on(self._pool.view())
             self._upgrade.ended(envelope)
         self._aides.watch()
         self._manager.start()
@@ -187,15 +188,6 @@ class Arbiter:
         self._admin.leave()
         if self._control is not None:
             self._control.leave()
-
-    def _say_start(self) -> None:
-        plan = self.plan_in_force()
-        app, workers = plan.settings.app.app, plan.settings.pool.workers
-        where = ", ".join(sockets.url(listener.address, scheme=plan.settings.tls.scheme) for listener in plan.listeners)
-        count = f"{workers} worker{'' if workers == 1 else 's'}"
-        log.info("procmgr %s (pid %d) starts %s on %s with %s", __version__, os.getpid(), app, where, count)
-        if self._admin.addresses:
-            log.info("admin pages on %s", ", ".join(self._admin.addresses))
 
     def on_signal(self, signum: signal.Signals) -> None:
         """Answer a signal; see the signals table in the README."""

@@ -7,22 +7,25 @@ the same traceback only once: a crash loop says that it repeats.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import time
 from typing import TYPE_CHECKING, Final, assert_never
 
-from procmgr import scoreboard
+from procmgr import __version__, scoreboard, sockets
 from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.actions import KillReason, ReloadOutcome
 from procmgr.arbiter.core.events import Exit, StopLevel
+from procmgr.arbiter.quota import QuotaWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from procmgr import messages
     from procmgr.arbiter.core.view import View
     from procmgr.arbiter.member import Member
+    from procmgr.arbiter.plans import Plan
 
 log = logging.getLogger("procmgr.error")
 
@@ -30,7 +33,6 @@ PoolNotice = (
     actions.BackingOff
     | actions.PoolReady
     | actions.ReloadEnded
-    | actions.Scaled
     | actions.Leaving
     | actions.Stopping
     | actions.GaveUp
@@ -56,6 +58,21 @@ class Report:
         self._said_failures: set[str] = set()
         self._said_limits: set[int] = set()
         self._said_newer: set[int] = set()
+        self._quota = QuotaWatch()
+
+    def say_start(self, plan: Plan, pages: Sequence[str]) -> None:
+        """Say what starts where; `pages` are the addresses of the admin pages."""
+        app, workers = plan.settings.app.app, plan.settings.pool.workers
+        where = ", ".join(sockets.url(listener.address, scheme=plan.settings.tls.scheme) for listener in plan.listeners)
+        about = (__version__, os.getpid(), app, where, _count(workers, "worker"))
+        log.info("procmgr %s (pid %d) starts %s on %s with %s", *about)
+        if pages:
+            log.info("admin pages on %s", ", ".join(pages))
+        self._quota.look(workers)
+
+    def go_on(self, view: View) -> None:
+        """Take over from a report that has said how it stands."""
+        self._quota.look(view.desired, quietly=True)
 
     def mixture(self, view: View) -> str:
         """Return the end of the status that says if some workers run newer code than their generation began with."""
@@ -80,6 +97,9 @@ class Report:
                 self._said_failures.clear()
                 self._said_limits.clear()
                 log.info("reloading: rolling to generation %d", generation)
+            case actions.Scaled(workers=workers):
+                log.info("scaling to %s", _count(workers, "worker"))
+                self._quota.look(workers)
             case _:
                 _say_pool(notice)
 
@@ -172,8 +192,6 @@ def _say_pool(notice: PoolNotice) -> None:
             log.info("all workers are ready")
         case actions.ReloadEnded():
             _say_reload(notice)
-        case actions.Scaled(workers=workers):
-            log.info("scaling to %s", _count(workers, "worker"))
         case actions.Leaving(seconds=seconds):
             log.info("leaving: not ready any more for those who ask, serving on for %g s", seconds)
         case actions.Stopping(level=level):

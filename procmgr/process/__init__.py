@@ -10,7 +10,7 @@ from procmgr.process.attributes import (
     set_title,
     strange_descriptors,
 )
-from procmgr.process.cpus import usable_cpus
+from procmgr.process.cpus import cpu_quota, usable_cpus
 from procmgr.process.pidfile import PidFile, PidFileEstate
 from procmgr.process.privileges import Privileges, drop_privileges, resolve_privileges
 from procmgr.process.sigstack import enlarge_signal_stack
@@ -20,6 +20,7 @@ __all__ = [
     "PidFileEstate",
     "Privileges",
     "allow_core",
+    "cpu_quota",
     "drop_privileges",
     "enlarge_signal_stack",
     "get_pdeathsig",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 
 def usable_cpus(*, root: Path = Path("/")) -> int:
-    """Return how many CPUs this process may keep busy: its affinity, cut by cgroup CPU quotas rounded up; at least 1.
+    """Return how many CPUs this process may keep busy: its affinity, cut by its CPU quota rounded up; at least 1."""
+    affinity, quota = len(os.sched_getaffinity(0)), cpu_quota(root=root)
+    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
+
+
+def cpu_quota(*, root: Path = Path("/")) -> float | None:
+    """Return the strictest cgroup CPU quota that holds for this process, in CPUs; None if there is none.
 
     Reads cgroup v2 `cpu.max` and v1 `cpu.cfs_quota_us` of its own group and of every parent under `root`.
     """
-    quotas = [quota for directory in _cgroup_directories(root) if (quota := _quota(directory)) is not None]
-    return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+    return min((quota for each in _cgroup_directories(root) if (quota := _quota(each)) is not None), default=None)
 
 
 def _cgroup_directories(root: Path) -> list[Path]:
@@ -34,8 +40,8 @@ def _upwards(mount: Path, path: str) -> list[Path]:
     return [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
 
 
-def _quota(directory: Path) -> int | None:
-    """Return the CPUs that the quota of one group allows, rounded up, or None if it has none."""
+def _quota(directory: Path) -> float | None:
+    """Return the CPUs that the quota of one group allows, or None if it has none."""
     fields = _read(directory / "cpu.max").split()
     if not fields:
         fields = [*_read(directory / "cpu.cfs_quota_us").split(), *_read(directory / "cpu.cfs_period_us").split()]
@@ -43,7 +49,7 @@ def _quota(directory: Path) -> int | None:
         quota, period = (int(field) for field in fields)
     except ValueError:  # "max", missing or unknown
         return None
-    return -(-quota // period) if quota > 0 and period > 0 else None
+    return quota / period if quota > 0 and period > 0 else None
 
 
 def _read(path: Path) -> str:

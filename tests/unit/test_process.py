@@ -21,6 +21,7 @@ from procmgr.process import (
     PidFile,
     Privileges,
     allow_core,
+    cpu_quota,
     drop_privileges,
     get_pdeathsig,
     raise_nofile_limit,
@@ -335,6 +336,15 @@ V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/cpu,cpuacct"
 )
 def test_usable_cpus_are_the_affinity_cut_by_every_cgroup_quota(machine, files, cpus):
     assert usable_cpus(root=machine(**files)) == cpus
+
+
+def test_the_quota_is_the_strictest_and_not_rounded(machine):
+    files = {"proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "250000 100000\n", f"{V2}/cpu.max": "300000 100000\n"}
+    assert cpu_quota(root=machine(**files)) == 2.5
+
+
+def test_without_a_cgroup_there_is_no_quota(machine):
+    assert cpu_quota(root=machine()) is None
 
 
 def test_usable_cpus_here_are_at_least_one_and_at_most_the_affinity():
