@@ -65,6 +65,10 @@ class SignalQueue:
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for signum in HANDLED:
             signal.signal(signum, ignore)
+        if estate is None:
+            # Whoever starts us may have left them blocked, and as process 1 we have done so ourselves. A successor's
+            # stay blocked until it has taken over everything.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
     def hand_over(self) -> SignalsEstate:
         """Return what a successor needs; to be called with all signals blocked, so that nothing more comes."""

@@ -68,6 +68,10 @@ def _perform(parsed: Parsed, arguments: Sequence[str]) -> int:
             name = resolved.settings.app.app
             return check(invocation, resolved) or _print(f"the configuration is valid and {name} can be imported\n")
         case Action.SERVE:
+            if os.getpid() == 1:
+                # Process 1 never gets a signal that it has no handler for, but one that it blocks waits for it
+                # (pid_namespaces(7)): a stop of a container that has only just started.
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT})
             from procmgr.arbiter.main import main as serve  # noqa: PLC0415 - as above
 
             return serve(invocation, resolved)

@@ -17,7 +17,7 @@ from signal import SIGINT, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU
 import pytest
 from process.conftest import as_root
 from support import manifests, proc
-from support.daemon import PATIENCE, ROOT, WORKER_COMM, Daemon
+from support.daemon import PATIENCE, ROOT, WORKER_COMM, Daemon, environment
 
 APPLICATION = """
 import asyncio, os
@@ -37,6 +37,21 @@ CONFINED = """
 mount -o remount,bind,ro / &&
 exec setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --bounding-set=-all,+dac_read_search \
     --inh-caps=-all,+dac_read_search --ambient-caps=-all,+dac_read_search -- "$@"
+"""
+
+STOPPED_EARLY = """
+import os, signal, sys
+from procmgr.arbiter import main as arbiter
+from procmgr.cli import main as cli
+
+serve = arbiter.main
+
+def stopped_early(*parts):
+    os.kill(1, signal.SIGTERM)
+    return serve(*parts)
+
+arbiter.main = stopped_early
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 LIMITED = """
@@ -121,6 +136,15 @@ def test_signals_mean_in_a_container_what_they_mean_elsewhere(contain):
     container.until(lambda: len(container.workers()) == 3, "there are three workers")
     container.signal(SIGINT)
     assert container.join() == 0
+
+
+@as_root
+def test_a_stop_that_comes_before_process_1_listens_to_signals_is_not_lost():
+    words = manifests.command(["support.testapp:app"], {8000: proc.free_port(), 9000: proc.free_port()})
+    command = [*ISOLATED, sys.executable, "-c", STOPPED_EARLY, *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "stopping" in done.stderr
 
 
 @as_root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
@@ -234,3 +235,13 @@ def test_each_of_several_has_a_control_socket_if_it_is_given_one(manage):
     )
     found = [ctl("-s", str(manager.room / f"control-{number}.sock"), "version") for number in range(4)]
     assert [done.returncode for done in found] == [0] * 4
+
+
+def test_signals_that_whoever_started_it_left_blocked_are_heard(serve):
+    blocked = (
+        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals());"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    daemon = serve("-w", "2", wrapper=[sys.executable, "-c", blocked])
+    daemon.reload()
+    assert daemon.stop() == 0
