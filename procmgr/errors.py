@@ -63,6 +63,12 @@ class AppNotFoundError(AppError):
     exit_code = ExitCode.APP_NOT_FOUND
 
 
+class TooSlowError(ProcmgrError):
+    """Something was not done in the time that it had."""
+
+    exit_code = ExitCode.TIMED_OUT
+
+
 class BindError(ProcmgrError):
     """A listener could not be bound or taken over."""
 

@@ -7,12 +7,12 @@ import signal
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, assert_never
+from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
 
 import click
 
 from procmgr import __version__, handover
-from procmgr.cli.options import UNIT_FLAG, Action, Parsed, help_text, parse
+from procmgr.cli.options import GUNICORN_SECONDS, UNIT_FLAG, Action, Parsed, help_text, parse
 from procmgr.cli.render import configuration, error_text
 from procmgr.cli.unit import for_application
 from procmgr.config.resolve import Invocation, resolve
@@ -48,15 +48,25 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _perform(parsed: Parsed, arguments: Sequence[str]) -> int:
-    if parsed.action is Action.HELP:
-        return _print(f"{help_text()}\n")
-    if parsed.action is Action.VERSION:
-        return _print(f"procmgr {__version__}\n")
+    match parsed.action:
+        case Action.HELP:
+            return _print(f"{help_text()}\n")
+        case Action.VERSION:
+            return _print(f"procmgr {__version__}\n")
+        case Action.GUNICORN:
+            return _from_gunicorn(parsed)
+        case action:
+            return _configured(action, parsed, arguments)
+
+
+def _configured(
+    action: Literal[Action.PRINT, Action.UNIT, Action.CHECK, Action.SERVE], parsed: Parsed, arguments: Sequence[str]
+) -> int:
     invocation = Invocation(
         values=parsed.values, config=parsed.config, environ=dict(os.environ), cwd=working_directory()
     )
     resolved = resolve(invocation)
-    match parsed.action:
+    match action:
         case Action.PRINT:
             return _print(configuration(resolved))
         case Action.UNIT:
@@ -76,7 +86,19 @@ def _perform(parsed: Parsed, arguments: Sequence[str]) -> int:
 
             return serve(invocation, resolved)
         case _:
-            assert_never(parsed.action)
+            assert_never(action)
+
+
+def _from_gunicorn(parsed: Parsed) -> int:
+    """Print what a configuration file of gunicorn's means; what is to be done about it is told beside, in one line."""
+    from procmgr.cli import from_gunicorn  # noqa: PLC0415 - as above
+
+    assert parsed.gunicorn is not None
+    text, told = from_gunicorn.read(parsed.gunicorn, working_directory(), limit=GUNICORN_SECONDS)
+    for line in told:
+        with suppress(OSError):
+            click.echo(f"procmgr: {line}", err=True)
+    return _print(text)
 
 
 def _succeed(ticket: handover.Ticket, arguments: Sequence[str]) -> int:

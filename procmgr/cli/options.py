@@ -28,6 +28,12 @@ _ABOUT: Final = (
     "procmgr --workers 8 main:app"
 )
 UNIT_FLAG: Final = "--print-unit"
+GUNICORN_FLAG: Final = "--from-gunicorn"
+GUNICORN_SECONDS: Final = 10
+_GUNICORN_HELP: Final = (
+    "Print what this configuration file of gunicorn means as TOML, with what has no equivalent in comments. "
+    f"The file is executed, for at most {GUNICORN_SECONDS} seconds."
+)
 _WIDTH: Final = 80
 _COLUMN: Final = 32
 
@@ -39,17 +45,19 @@ class Action(Enum):
     CHECK = "check"
     PRINT = "print"
     UNIT = "unit"
+    GUNICORN = "gunicorn"
     HELP = "help"
     VERSION = "version"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
-    """A command line: what is asked for, the settings it gives by name, the configuration file it names."""
+    """A command line: what is asked for, the settings it gives by name, the configuration files it names."""
 
     action: Action
     values: dict[str, object]
     config: Path | None
+    gunicorn: Path | None = None
 
 
 def parse(arguments: Sequence[str]) -> Parsed:
@@ -82,7 +90,11 @@ def _parsed(context: click.Context) -> Parsed:
     if len(actions) > 1 and not urgent:
         names = "--check-config, --print-config and --print-unit"
         raise UsageError(f"{names} exclude each other; expected only one of them")
-    config = given.pop("_config", None)
+    config, gunicorn = given.pop("_config", None), given.pop("_from_gunicorn", None)
+    if gunicorn is not None and not urgent:
+        if actions or given or config is not None:
+            raise UsageError(f"{GUNICORN_FLAG} takes a file and nothing else; expected it alone")
+        return Parsed(action=Action.GUNICORN, values={}, config=None, gunicorn=Path(str(gunicorn)))
     return Parsed(
         action=[*urgent, *actions, Action.SERVE][0],
         values=given,
@@ -126,8 +138,10 @@ def _own_options() -> list[click.Option]:
         Action.HELP: (["-h", "--help"], "Print this."),
     }
     config = click.Option(["-c", "--config", "_config"], type=str, help=_config_help())
+    gunicorn = click.Option([GUNICORN_FLAG, "_from_gunicorn"], type=str, help=_GUNICORN_HELP)
     return [
         config,
+        gunicorn,
         *(click.Option([*names, f"_{each.value}"], is_flag=True, help=text) for each, (names, text) in about.items()),
     ]
 

@@ -42,6 +42,7 @@ class DevelopmentSettings:
         flag="--reload-include",
         default="*.py",
         uvicorn="reload_includes",
+        gunicorn="reload_extra_files",
     )
     reload_excludes: tuple[str, ...] = setting(
         (),

@@ -20,15 +20,22 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(
             (
                 *("--http2", "--http-protocols"),
-                "--limit-request-field_size",
-                *("--statsd-host", "--statsd-prefix", "--dogstatsd-tags"),
-                *("--forwarder-headers", "--header-map", "--control-socket"),
-                *("--control-socket-mode", "--no-control-socket", "--asgi-disconnect-grace-period"),
                 *("--http2-cleartext", "--http2-initial-window-size", "--http2-max-concurrent-streams"),
                 *("--http2-max-frame-size", "--http2-max-header-list-size"),
             ),
             _LATER,
         ),
+        "--limit-request-field_size": "is not an option of procmgr: use --limit-request-head",
+        **dict.fromkeys(
+            ("--statsd-host", "--statsd-prefix", "--dogstatsd-tags"),
+            "is not an option of procmgr: Prometheus reads /metrics, see --admin-bind",
+        ),
+        "--forwarder-headers": "is not an option of procmgr: use --forwarded-headers",
+        "--header-map": "is not an option of procmgr: use --underscore-headers",
+        "--control-socket": "is not an option of procmgr: use --control",
+        "--control-socket-mode": "is not an option of procmgr: only root and its own user may use the control socket",
+        "--no-control-socket": "is not an option of procmgr: use --control off",
+        "--asgi-disconnect-grace-period": "is not an option of procmgr: the application hears of a disconnect at once",
         "-k": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
         "--worker-class": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
         "--reload-engine": _NEEDLESS,
@@ -37,7 +44,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         "--reload-extra-file": "is not an option of procmgr: use --reload-include",
         "--proxy-allow-from": "is not an option of procmgr: use --forwarded-allow-ips",
         "--threads": "is not an option of procmgr: a worker runs one event loop; use more --workers",
-        "--worker-connections": "is not an option of procmgr: use --limit-concurrency",
+        "--worker-connections": "is not an option of procmgr: use --limit-connections",
         **dict.fromkeys(
             ("--dirty-app", "--dirty-workers", "--dirty-threads", "--dirty-timeout", "--dirty-graceful-timeout"),
             "is not an option of procmgr: all workers are alike",
@@ -77,7 +84,7 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         "--enable-stdio-inheritance": _NEEDLESS,
         "--no-sendfile": _NEEDLESS,
         "--enable-backlog-metric": _NEEDLESS,
-        "--spew": "is not an option of procmgr",
+        "--spew": "is not an option of procmgr: use a debugger, or procmgrctl stacks",
         "-v": "is not an option of procmgr: use --version",
     }
 )

@@ -57,6 +57,7 @@ class LimitSettings:
         Applies.ROLL,
         "Have at most so many connections in a worker; others wait to be accepted. 0 is no limit.",
         unit="connections",
+        gunicorn="worker_connections",
     )
     underscore_headers: Literal["pass", "drop"] = setting(
         "pass",

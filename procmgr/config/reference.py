@@ -52,24 +52,11 @@ A setting is taken from the first of these that has it:
 _DIFFERENCES: Final = """
 ## Differences
 
-Every flag of uvicorn that procmgr has means here what it means there, but for these:
+Every flag of uvicorn and of gunicorn that procmgr has means here what it means there, but for what
+[Migrating](migrating.md) says, flag by flag. Beside flags:
 
-- `--timeout-graceful-shutdown` is 30 seconds by default; uvicorn waits for ever.
-- `--timeout-worker-healthcheck` is 30 seconds by default, not 5, and watches the event loop itself; 0 switches it off.
-- `--fd` may be repeated, and comes beside other addresses instead of replacing them.
-- `--limit-concurrency` counts the requests that run; uvicorn counts connections too, idle ones among them.
-- `--limit-max-requests 0` and `--limit-concurrency 0` mean no limit.
-- `--ws-max-queue` governs both libraries, and 1 MiB of messages does too; `--ws-ping-interval 0` and
-  `--ws-ping-timeout 0` mean never.
-- `--ssl-certfile` and `--ssl-keyfile` may be repeated, `--ssl-version` has no versions before 1.2, and
-  `ssl_context_factory` is called with the settings of TLS.
-- `--reload` takes `--workers` too, and a directory given to `--reload-exclude` may be relative.
-
-Every flag of gunicorn that procmgr has means here what it means there, but for these:
-
-- `--config` is a TOML file, not a Python module.
-- `WEB_CONCURRENCY` wins over the configuration file, as every variable does.
-- `--keep-alive` is 5 seconds by default, as in uvicorn, not 2.
+- `ssl_context_factory` is called with the settings of TLS, not with uvicorn's `Config`.
+- `WEB_CONCURRENCY` wins over the configuration file, as every variable does; not so in gunicorn.
 """
 
 _FILE: Final = """\

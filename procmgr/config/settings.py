@@ -101,6 +101,7 @@ class AppSettings:
         _ROLL,
         "Run the application's startup and shutdown; auto goes on without if it has none.",
         uvicorn="lifespan",
+        gunicorn="asgi_lifespan",
     )
     root_path: str = setting(
         "",
@@ -108,6 +109,7 @@ class AppSettings:
         _ROLL,
         "The path under which a proxy has mounted the application (ASGI root_path).",
         uvicorn="root_path",
+        gunicorn="root_path",
     )
     preload: bool = setting(
         False,
@@ -128,6 +130,7 @@ class AppSettings:
         _ROLL,
         "The event loop; auto is uvloop.",
         uvicorn="loop",
+        gunicorn="asgi_loop",
     )
     reset_contextvars: bool = setting(
         False,
@@ -378,6 +381,7 @@ class ProcessSettings:
         _RESTART,
         "Answer procmgrctl on a Unix socket at this path; off does not.",
         default="$RUNTIME_DIRECTORY/control.sock, else $XDG_RUNTIME_DIR/procmgr/NAME.sock, else off",
+        gunicorn="control_socket",
     )
     user: str | None = setting(
         None,

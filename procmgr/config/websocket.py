@@ -31,6 +31,7 @@ class WebSocketSettings:
         _ROLL,
         "Close a WebSocket with 1009 on which a bigger message comes.",
         uvicorn="ws_max_size",
+        gunicorn="websocket_max_message_size",
     )
     ws_max_queue: int = setting(
         32,
