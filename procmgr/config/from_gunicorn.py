@@ -305,7 +305,7 @@ def _application(made: Translation, given: Mapping[str, object]) -> None:
 def _worker_class(made: Translation, given: Mapping[str, object]) -> None:
     """Take the kind of worker: procmgr has one, which serves ASGI."""
     value = given.get("worker_class")
-    known = value.get("callable") if isinstance(value, dict) else value
+    known = next(iter(value.values()), "") if isinstance(value, dict) else value
     kind = str(known or "").rpartition(".")[2]
     if kind in {"asgi", "ASGIWorker", "UvicornWorker"}:
         return

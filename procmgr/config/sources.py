@@ -152,7 +152,9 @@ def find(config: Path | None, environ: Mapping[str, str], cwd: Path, *, system: 
 def _named(config: Path, cwd: Path, origin: Origin) -> File:
     path, shown = cwd / config, str(config)
     if config.suffix == ".py":
-        raise origin.refuse(f"{origin}: {shown} is Python; expected a TOML file")
+        raise origin.refuse(
+            f"{origin}: {shown} is Python; expected a TOML file, as --from-gunicorn makes of gunicorn's"
+        )
     try:
         regular = not stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
