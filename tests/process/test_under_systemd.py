@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 
@@ -95,6 +96,7 @@ def test_an_arbiter_that_is_killed_or_wedged_is_restarted_and_its_queue_is_serve
     assert box.get(port)["pid"] not in before
     assert proc.eventually(lambda: box.show(unit)["ActiveState"] == "active")
     assert not box.processes(unit) & before
+    assert (signum == "STOP") is any("Watchdog timeout" in each["MESSAGE"] for each in box.journal(unit))
 
 
 def test_a_restart_under_load_fails_no_request_with_listeners_in_the_store(box, started):
@@ -120,6 +122,54 @@ def test_a_restart_under_load_fails_no_request_with_a_socket_unit(box):
             load.wait_answers(50)
     assert load.result.failures == []
     box.run("systemctl", "stop", "procmgr@socket.socket", unit)
+
+
+SOCKETS = {
+    "alpha": "FileDescriptorName=alpha\nListenStream=127.0.0.1:{port}\nListenStream=[::1]:{port}\n",
+    "beta": "FileDescriptorName=beta\nListenStream=/run/beta.sock\n",
+}
+
+
+@pytest.fixture
+def several(box):
+    """Start an instance with the sockets of two units, and one of its own; return its unit and both ports."""
+    port, own = box.free_port(), box.free_port()
+    names = [f"several-{name}.socket" for name in SOCKETS]
+    for name, text in zip(names, SOCKETS.values(), strict=True):
+        unit = f"[Socket]\nService=procmgr@several.service\n{text}"
+        box.write(f"/run/systemd/system/{name}", unit.format(port=port))
+    addresses = f'bind = ["systemd:beta", "127.0.0.1:{own}", "systemd:alpha"]\n'
+    unit = box.instance("several", addresses, drop_in=f"[Service]\nSockets={' '.join(names)}\n")
+    box.run("systemctl", "start", *names, unit)
+    yield unit, port, own
+    box.run("systemctl", "stop", *names, unit)
+
+
+def served(connection):
+    """Return where the application was told to have been asked."""
+    response, body = connection.get()
+    connection.close()
+    assert response.status == 200
+    return json.loads(body)["server"]
+
+
+def test_sockets_of_several_units_are_taken_by_name_beside_own_addresses(box, several):
+    unit, port, own = several
+    for _ in range(2):
+        assert served(box.connect(port)) == ["127.0.0.1", port]
+        assert served(box.connect(port, "::1")) == ["::1", port]
+        assert served(box.connect(own)) == ["127.0.0.1", own]
+        assert served(box.connect_unix("/run/beta.sock")) == ["/run/beta.sock", None]
+        assert box.show(unit)["NFileDescriptorStore"] == "1", "systemd has the others anyway"
+        box.run("systemctl", "restart", unit)
+
+
+def test_a_unix_socket_of_systemds_is_not_removed_with_the_service(box, several):
+    unit, _, _ = several
+    file = box.path("/run/beta.sock").stat().st_ino
+    box.run("systemctl", "stop", unit)
+    assert box.path("/run/beta.sock").stat().st_ino == file
+    assert served(box.connect_unix("/run/beta.sock")) == ["/run/beta.sock", None], "whoever comes starts it again"
 
 
 def test_a_unix_socket_in_the_store_keeps_its_file_over_a_restart(box):
@@ -159,6 +209,27 @@ def test_a_start_and_a_stop_take_their_own_time_beyond_systemds(box, started):
     assert box.show(unit)["Result"] == "success"
 
 
+def test_a_stop_ends_within_its_bounds_whatever_a_request_does(box, started):
+    """Neither systemd's KILL nor the time-out is needed."""
+    unit, port = started("stuck", "workers = 2\ngraceful-timeout = 1\n")
+    connection = box.connect(port)
+    connection.request("GET", "/sleep/100000")
+    assert proc.eventually(lambda: '"active": 1' in box.control("stuck", "status", "--json").stdout)
+    box.run("systemctl", "stop", unit)
+    connection.close()
+    shown = box.show(unit)
+    assert shown["Result"] == "success"
+    assert not shown.get("ControlGroup"), "nothing is left in it"
+
+
+def test_memory_pressure_is_watched_where_systemd_says_where(box, started):
+    if box.version() < 254:
+        pytest.skip(f"systemd {box.version()} does not tell services of memory pressure")
+    unit, _ = started("pressed")
+    found = box.run("readlink", *(f"/proc/{box.main_pid(unit)}/fd/{number}" for number in range(3, 40)), check=False)
+    assert f"/sys/fs/cgroup{box.show(unit)['ControlGroup']}/memory.pressure" in found.stdout.splitlines()
+
+
 def test_a_reload_takes_its_own_time_beyond_systemds(box, started):
     unit, port = started("rolls", drop_in="[Service]\nTimeoutStartSec=3\n")
     slow = boxes.APPLICATION.format(release="two").replace('os.environ.get("BOOT_SECONDS", 0)', "5")
@@ -177,7 +248,13 @@ def test_a_mistake_in_the_configuration_is_not_tried_again(box):
     assert "cannot start: workers" in shown["StatusText"]
 
 
-def test_the_files_in_systemd_are_in_order_and_well_sealed(box, tmp_path):
+def exposure(box, unit):
+    """Return how exposed systemd thinks a service is, 0 to 10."""
+    said = box.run("systemd-analyze", "security", unit).stdout
+    return float(said.rpartition("exposure level for")[2].split(":")[1].split()[0])
+
+
+def test_the_files_in_systemd_are_in_order_and_well_sealed(box):
     """At most 1.5, with every variant."""
     box.instance("sealed", "")
     for variant in ("", *(path.name for path in (ROOT / "systemd/variants").iterdir())):
@@ -186,9 +263,7 @@ def test_the_files_in_systemd_are_in_order_and_well_sealed(box, tmp_path):
             continue
         found = box.run("systemd-analyze", "verify", unit)
         assert found.stdout + found.stderr == "", variant
-        exposure = box.run("systemd-analyze", "security", unit).stdout
-        score = float(exposure.rpartition("exposure level for")[2].split(":")[1].split()[0])
-        assert score <= 1.5, exposure
+        assert exposure(box, unit) <= 1.5, variant
     found = box.run("systemd-analyze", "verify", "procmgr@sealed.socket")
     assert found.stdout + found.stderr == ""
 
@@ -245,6 +320,7 @@ def test_a_unit_that_print_unit_wrote_starts_this_application(box):
     box.write("/etc/systemd/system/printed.service", text)
     found = box.run("systemd-analyze", "verify", "printed.service")
     assert found.stdout + found.stderr == ""
+    assert exposure(box, "printed.service") <= 1.5
     path = "[Service]\nEnvironment=PYTHONPATH=/opt/procmgr:/opt/packages LD_LIBRARY_PATH=/opt/python/lib\n"
     box.write("/run/systemd/system/printed.service.d/test.conf", path)
     box.run("systemctl", "daemon-reload")

@@ -57,6 +57,7 @@ async def app(scope, receive, send):
     await asyncio.sleep(float(scope["path"].removeprefix("/sleep/")) if "/sleep/" in scope["path"] else 0)
     if scope["method"] == "GET":
         told = {{"pid": os.getpid(), "uid": os.getuid(), "release": release, "environ": dict(os.environ)}}
+        told["server"] = scope["server"]
         if scope["path"] == "/secret":
             with open(os.environ["SECRET_FILE"]) as file:
                 told["secret"] = file.read()
@@ -221,10 +222,10 @@ class Box:
         finally:
             os.close(fd)
 
-    def connect(self, port: int) -> Connection:
+    def connect(self, port: int, host: str = "127.0.0.1") -> Connection:
         """Open a connection to a port of the box's loopback."""
         made: list[Connection] = []
-        self._inside(lambda: made.append(Connection(port)))
+        self._inside(lambda: made.append(Connection(port, host=host)))
         return made[0]
 
     def connect_unix(self, path: str) -> Connection:

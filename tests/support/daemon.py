@@ -68,10 +68,10 @@ class Connection(HTTPConnection):
 
     auto_open = 0
 
-    def __init__(self, address: int | Path) -> None:
+    def __init__(self, address: int | Path, *, host: str = "127.0.0.1") -> None:
         super().__init__("localhost", timeout=PATIENCE)
         if isinstance(address, int):
-            self.sock = socket.create_connection(("127.0.0.1", address), timeout=PATIENCE)
+            self.sock = socket.create_connection((host, address), timeout=PATIENCE)
         else:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.sock.settimeout(PATIENCE)

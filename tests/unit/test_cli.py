@@ -140,7 +140,11 @@ MISTAKES = [
         2,
         "-D is not an option of procmgr: it stays in the foreground; let systemd or a container run it",
     ),
-    (["-c", "gunicorn.conf.py", "a:b"], 2, "--config: gunicorn.conf.py is Python; expected a TOML file, as --from-gunicorn makes of gunicorn's"),
+    (
+        ["-c", "gunicorn.conf.py", "a:b"],
+        2,
+        "--config: gunicorn.conf.py is Python; expected a TOML file, as --from-gunicorn makes of gunicorn's",
+    ),
     (
         ["-w", "-1", "a:b"],
         2,

@@ -442,7 +442,11 @@ def test_the_first_file_found_is_the_only_one(tmp_path):
     ("name", "content", "line"),
     [
         ("nothing.toml", None, "--config: nothing.toml: No such file or directory; expected a TOML file"),
-        ("conf.py", b"workers = 2", "--config: conf.py is Python; expected a TOML file, as --from-gunicorn makes of gunicorn's"),
+        (
+            "conf.py",
+            b"workers = 2",
+            "--config: conf.py is Python; expected a TOML file, as --from-gunicorn makes of gunicorn's",
+        ),
         (".", None, "--config: . is a directory; expected a TOML file"),
         ("pyproject.toml", b"", "--config: pyproject.toml has no table [tool.procmgr]"),
     ],
