@@ -84,8 +84,9 @@ def _flag(name: str, option: Option) -> str:
     """Return how a setting is spelt on the command line: as in the other program, where procmgr takes that too."""
     if name == "app":
         return "the first argument"
-    shared = [each for each in reversed(option.name.split()) if each in spellings(TABLE[name])]
-    return f"`{[*shared, TABLE[name].flag][0]}`"
+    entry, names = TABLE[name], option.name.split()
+    shared = [each for each in (entry.flag, *reversed(names)) if each in names and each in spellings(entry)]
+    return f"`{[*shared, entry.flag][0]}`"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ copy_path | stays |
 virtualenv | stays | or `cmd` names procmgr by its path
 virtualenv_py_ver | stays |
 numprocesses | workers | `numprocesses = 1`
-warmup_delay | | a worker is started when the one before is ready
+warmup_delay | | workers start together; a roll goes by `--reload-surge`
 autostart | stays |
 on_demand | stays | with `use_sockets`
 respawn | stays |
@@ -61,7 +61,7 @@ socket: blocking | | never
 TRAITS: Final = (
     Trait(
         what="new code",
-        theirs="`circusctl restart`: connections fail meanwhile",
+        theirs="`circusctl restart`: some requests fail meanwhile",
         ours="`send_hup`, and `circusctl reload x`: nobody is cut off; broken code changes nothing",
     ),
     Trait(

@@ -24,11 +24,11 @@ _OPTIONS: Final = """
 --loop | loop | no `rloop`
 --task-impl | | asyncio's
 --backlog | backlog | default 2048, not 1024
---backpressure | limit_connections | no limit by default
+--backpressure | limit_connections | bounds connections; no limit by default
 --http1-buffer-size | limit_request_head | default 64 KiB
 --http1-header-read-timeout | timeout_request_head | in seconds; default 10
 --http1-keep-alive --no-http1-keep-alive | keep_alive | seconds; off is 0
---http1-pipeline-flush --no-http1-pipeline-flush | | always
+--http1-pipeline-flush --no-http1-pipeline-flush | | what is written in one turn of the loop leaves together
 --http2-adaptive-window --no-http2-adaptive-window | | HTTP/1.1
 --http2-initial-connection-window-size | | HTTP/1.1
 --http2-initial-stream-window-size | | HTTP/1.1
@@ -54,7 +54,7 @@ _OPTIONS: Final = """
 --respawn-failed-workers --no-respawn-failed-workers | | always
 --respawn-interval | | as soon as the new one serves
 --rss-sample-interval | | the arbiter chooses
---rss-samples | | one
+--rss-samples | | the arbiter chooses
 --workers-lifetime | max_lifetime | seconds; `--max-lifetime-jitter` spreads them
 --workers-max-rss | max_memory | a size: 512 is `512M`; the replacement serves first
 --workers-kill-timeout | graceful_timeout | always there; default 30 s
@@ -103,7 +103,7 @@ TRAITS: Final = (
     ),
     Trait(
         what="a second instance on the same port",
-        theirs="starts, and takes a part of the connections",
+        theirs="starts, and says nothing",
         ours="is refused, with 71",
     ),
     Trait(what="`USR1`, `USR2`", theirs="kill it", ours="reopen the log files; upgrade in place"),

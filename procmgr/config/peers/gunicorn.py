@@ -253,7 +253,7 @@ TRAITS: Final = (
     Trait(
         what="an idle connection during a stop",
         theirs="makes it last the whole graceful timeout",
-        ours="closed at once, after a last chance for a request",
+        ours="closed after 0.2 s, in which a request is still answered",
     ),
     Trait(
         what="`-u nobody` alone",

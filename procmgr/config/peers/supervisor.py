@@ -49,7 +49,7 @@ socket_mode | bind | `unix:PATH,mode=0660`
 TRAITS: Final = (
     Trait(
         what="new code",
-        theirs="`supervisorctl restart`: connections are refused meanwhile",
+        theirs="`supervisorctl restart`: requests fail meanwhile",
         ours="`supervisorctl signal HUP x`: nobody is cut off; broken code changes nothing",
     ),
     Trait(
@@ -59,13 +59,8 @@ TRAITS: Final = (
     ),
     Trait(
         what="a crash",
-        theirs="found after about a second; gives up after `startretries`",
+        theirs="found after a second or two; gives up after `startretries`",
         ours="replaced at once, then with growing pauses, without end once it has served",
-    ),
-    Trait(
-        what="kill -9 of the manager",
-        theirs="programs stay, and hold the port",
-        ours="supervisord's death: the same; the arbiter's: workers finish and go",
     ),
 )
 

@@ -63,9 +63,9 @@ TRAITS: Final = (
         ours="boots have `--timeout-boot`, drains go on beside",
     ),
     Trait(
-        what="stop with an open WebSocket or stream",
-        theirs="waits for ever",
-        ours="waits `--graceful-timeout`, then closes; WebSockets with 1012",
+        what="a request that does not end, at a stop",
+        theirs="waited for without end",
+        ours="cut after `--graceful-timeout`",
     ),
     Trait(what="kill -9 of the parent", theirs="workers stay, and hold the port", ours="workers finish and go"),
     Trait(
