@@ -85,6 +85,11 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class Leave:
+    """Arbiter: a stop is coming; serve on, but end connections with their next response."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReopenLogs:
     """Arbiter: log files were reopened; with it come the descriptors for diagnostics and for access lines."""
 
@@ -154,7 +159,7 @@ class Changed:
 FromWorker = Born | Ready | BootFailed | DrainBegun | RecycleDue | CodeNewer
 FromZygote = Imported | BootFailed | ForkFailed
 FromWatcher = Watching | Changed
-FromArbiter = Drain | Pause | Resume | ReopenLogs | Configure | Scaled | NewCertificates | Fork
+FromArbiter = Drain | Pause | Resume | Leave | ReopenLogs | Configure | Scaled | NewCertificates | Fork
 Message = FromWorker | FromZygote | FromWatcher | FromArbiter
 
 _TYPES: Final[dict[str, type[Message]]] = {
@@ -163,7 +168,7 @@ _TYPES: Final[dict[str, type[Message]]] = {
         *(Born, Ready, BootFailed, DrainBegun, RecycleDue, CodeNewer),
         *(Imported, ForkFailed),
         *(Watching, Changed),
-        *(Drain, Pause, Resume, ReopenLogs, Configure, Scaled, NewCertificates, Fork),
+        *(Drain, Pause, Resume, Leave, ReopenLogs, Configure, Scaled, NewCertificates, Fork),
     )
 }
 

@@ -231,14 +231,13 @@ class Arbiter:
             case actions.Stopping() | actions.GaveUp():
                 self._nursery.keep(())
                 self._upgrade.cancel()
-            case actions.Scaled(workers=workers):
-                self._host.tell_all(messages.Scaled(workers))
             case actions.WorkerReady(worker_id=worker_id):
                 self._memory.measure(worker_id)
             case actions.LoopLate():
                 self._late_loops.look(notice)
             case _:
                 pass
+        self._host.pass_on(notice)
         self._history.note(notice)
         self._admin.hear(notice)
         self._report.say(notice)

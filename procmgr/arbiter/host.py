@@ -111,6 +111,7 @@ class LinuxHost:
         self._foreign: Callable[[int, Exit], None] = lambda _pid, _exit: None
         self._guard: Guard | None = None
         self._nursery: Births | None = None
+        self._leaving = False
 
     def hand_over(self) -> HostEstate:
         """Return what a successor needs."""
@@ -203,6 +204,19 @@ class LinuxHost:
         self.tell_all(message, fds)
         if self._nursery is not None:
             self._nursery.broadcast(message, fds)
+
+    def pass_on(self, notice: actions.Notice) -> None:
+        """Tell the members what concerns them, also those that become ready later."""
+        match notice:
+            case actions.Scaled(workers=workers):
+                self.tell_all(messages.Scaled(workers))
+            case actions.Leaving():
+                self._leaving = True
+                self.tell_all(messages.Leave())
+            case actions.WorkerReady(worker_id=worker_id) if self._leaving:
+                self._tell(worker_id, messages.Leave())
+            case _:
+                pass
 
     def tell_all(self, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
         """Send `message`, with copies of `fds`, to every member."""

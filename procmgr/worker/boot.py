@@ -110,7 +110,7 @@ def preimport(settings: Settings) -> None:
     created: its epoll instance would be shared by all children.
     """
     importlib.invalidate_caches()  # imports a module itself, which a worker without rights may be unable to
-    for module in ("http1", "httptools_codec", "h11_codec", "patience", "secure"):
+    for module in ("http1", "httptools_codec", "h11_codec", "patience", "secure", "told"):
         importlib.import_module(f"procmgr.worker.protocols.{module}")
     upgrade_for(settings.websocket)
     if settings.app.loop != "asyncio":
@@ -413,6 +413,8 @@ class _Worker:
                 self._server.pause()
             case messages.Resume():
                 self._server.resume()
+            case messages.Leave():
+                self._server.leave()
             case messages.Scaled(workers=workers):
                 self._server.share(alone=workers == 1)
             case messages.Configure(log_level=level):

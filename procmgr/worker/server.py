@@ -147,6 +147,11 @@ class Server:
         if self._drain is not None:
             self._drain.resume()
 
+    def leave(self) -> None:
+        """Serve on, but end each connection with its next response: a stop is coming."""
+        if self._context is not None:
+            self._context.leave()
+
     async def serve_until_drained(self) -> None:
         """Serve until a requested drain is done, the application's shutdown included."""
         assert self._drain is not None

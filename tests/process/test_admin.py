@@ -112,6 +112,25 @@ def test_before_a_stop_the_pool_serves_on_for_the_delay_and_is_not_ready_any_mor
     assert daemon.join() == 0
 
 
+def test_before_a_stop_connections_end_with_their_next_response_also_those_to_workers_born_then(watched, at):
+    daemon = watched("--shutdown-delay", "600")
+    (worker,) = daemon.workers()
+    kept = daemon.connect()
+    assert kept.get()[0].getheader("connection") is None
+    daemon.signal(signal.SIGTERM)
+    daemon.until(lambda: ends(daemon), "the worker has heard of it")
+    assert kept.get()[0].getheader("connection") == "close"
+    os.kill(worker, signal.SIGKILL)
+    daemon.until(lambda: daemon.workers() not in ([], [worker]) and ends(daemon), "its successor has heard of it")
+    daemon.signal(signal.SIGINT)
+    assert daemon.join() == 0
+
+
+def ends(daemon):
+    connection = daemon.connect()
+    return connection.get()[0].getheader("connection") == "close"
+
+
 def test_the_stop_begins_when_the_delay_is_over(watched):
     daemon = watched("--shutdown-delay", "0.2")
     daemon.signal(signal.SIGTERM)

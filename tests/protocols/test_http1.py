@@ -392,6 +392,27 @@ def test_retiring_answers_one_last_request_of_an_idle_connection_with_close(code
     run(main())
 
 
+def test_leaving_ends_connections_with_their_next_response_and_serves_on(codec):
+    async def main():
+        async with serving(responding(), codec) as server:
+            idle, pipelining = await server.connect(), await server.connect()
+            idle.send(GET)
+            assert (await idle.reply()).header("connection") is None
+            server.context.leave()
+            pipelining.send(GET * 3)
+            assert [(await pipelining.reply()).header("connection") for _ in range(3)] == [None, None, "close"]
+            assert await pipelining.rest() == b""
+            idle.send(GET)  # it was there before, and nobody has closed it
+            assert (await idle.reply()).header("connection") == "close"
+            server.context.pause()
+            server.context.resume()
+            late = await server.connect()
+            late.send(GET)
+            assert (await late.reply()).header("connection") == "close"
+
+    run(main())
+
+
 def test_retiring_lets_a_running_request_end_with_close_and_serves_a_new_connection(codec):
     go = asyncio.Event()
 

@@ -11,6 +11,9 @@ Draining, as the worker's server asks for it:
 * STOP: nobody serves on. As above, but an idle connection gets `WINDOW` seconds.
 * QUICK: as STOP; the server cancels what still runs at its deadline with `Context.abort_requests`.
 
+Before a stop the service may be leaving for a while: it serves on, but responses end their connections, so that whoever
+keeps connections opens the next one elsewhere. Idle ones stay: a request may be on its way.
+
 A pause is no drain: newer code may take over, or else this worker goes on. Responses end their connections, connections
 that wait for a next request are closed at once and new ones after `WINDOW`; what runs, runs on.
 """
@@ -145,6 +148,7 @@ class Context:
         "head",
         "hosts",
         "keep_alive",
+        "leaving",
         "limits",
         "loop",
         "max_requests",
@@ -152,6 +156,7 @@ class Context:
         "now",
         "on_room",
         "overload_logged",
+        "parting",
         "paused",
         "reset_contextvars",
         "response_fields",
@@ -228,6 +233,8 @@ class Context:
         self.served = 0
         self.draining: DrainMode | None = None
         self.paused = False
+        self.leaving = False
+        self.parting = False
         self.about = {"draining": asyncio.Event()}
         self.aborting = False
         self.overload_logged = 0.0
@@ -305,6 +312,7 @@ class Context:
     def begin_drain(self, mode: DrainMode) -> None:
         """Begin to drain all connections, or raise the level of a drain."""
         self.draining = mode
+        self.parting = True
         self.about["draining"].set()
         for connection in tuple(self.connections):
             connection.begin_drain(mode)
@@ -318,7 +326,7 @@ class Context:
 
     def pause(self) -> None:
         """Let go of the connections, each as soon as nothing runs on it."""
-        self.paused = True
+        self.paused = self.parting = True
         for connection in tuple(self.connections):
             connection.close_if_used()
         self.loop.call_later(WINDOW, self._pause_window_over)
@@ -326,6 +334,11 @@ class Context:
     def resume(self) -> None:
         """Keep connections alive again."""
         self.paused = False
+        self.parting = self.leaving or self.draining is not None
+
+    def leave(self) -> None:
+        """End connections with their responses from now on."""
+        self.leaving = self.parting = True
 
     def _pause_window_over(self) -> None:
         if self.paused:

@@ -306,7 +306,7 @@ class Http1Connection(Connection):
         elif not line:
             line = self._delimit(request, body, more=more)
         keep = request.keep_alive and not close and line is not None
-        if keep and (context.draining is not None or context.paused):
+        if keep and context.parting:
             keep = self._another()
         if keep and self._body_open and not more:
             keep = self._discardable(cycle)
@@ -324,7 +324,7 @@ class Http1Connection(Connection):
             self.write(body)
 
     def _another(self) -> bool:
-        """While the connection drains: whether a further request has arrived. What comes later is not read before."""
+        """While connections end with responses: whether a further request has arrived. What comes later is not read."""
         if self._body_open or END not in self._pending.lstrip(b"\r\n"):  # which may precede it, section 2.2
             self.resume_reading()
             return False
