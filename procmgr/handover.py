@@ -193,7 +193,7 @@ class Ticket:
         for spare in (*self._spares.values(), self._fd):
             os.close(spare)
         self._spares.clear()
-        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.Signals(number) for number in self.envelope.mask})
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.envelope.mask)
 
     def _fall_back(self, reason: str) -> NoReturn:
         """Become the old program, since `reason`; raises `HandoverError` if this is the old one, or it is gone."""

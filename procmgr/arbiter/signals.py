@@ -66,9 +66,9 @@ class SignalQueue:
         for signum in HANDLED:
             signal.signal(signum, ignore)
         if estate is None:
-            # Whoever starts us may have left them blocked, and as process 1 we have done so ourselves. A successor's
+            # Whoever starts us may have left some blocked, and as process 1 we have done so ourselves. A successor's
             # stay blocked until it has taken over everything.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def hand_over(self) -> SignalsEstate:
         """Return what a successor needs; to be called with all signals blocked, so that nothing more comes."""
@@ -123,14 +123,14 @@ class StopLadder:
 
 
 @contextmanager
-def all_blocked() -> Iterator[set[signal.Signals]]:
+def all_blocked() -> Iterator[set[int]]:
     """Block every signal around a fork and yield the mask to restore in the child.
 
     A signal that arrives between fork and the child's own setup would otherwise run the arbiter's handlers there, and
     write into the arbiter's wakeup pipe.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    mask = {signal.Signals(number) for number in before}
+    mask = {int(number) for number in before}  # most real-time signals have no name in signal.Signals
     try:
         yield mask
     finally:

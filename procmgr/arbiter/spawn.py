@@ -46,7 +46,7 @@ def fork_worker(birth: boot.Birth, *, close_in_child: Callable[[], None]) -> int
 
 
 def _child(
-    run: Callable[[], int], close_in_child: Callable[[], None], reset: Callable[[], None], mask: set[signal.Signals]
+    run: Callable[[], int], close_in_child: Callable[[], None], reset: Callable[[], None], mask: set[int]
 ) -> None:
     status: int = ExitCode.CRASH
     try:
