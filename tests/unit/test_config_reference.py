@@ -58,6 +58,14 @@ def test_the_example_file_shows_a_line_that_is_right_for_every_setting(entry):
     line = re.search(rf"^#({entry.name} = .*)$", reference.toml(), re.MULTILINE)[1]
     layer = sources.file_layer(File(Path("x.toml"), "x.toml", tomli.loads(line)))
     assert list(layer) == [entry.name]
+    schema = pytest.importorskip("jsonschema").Draft202012Validator(json.loads(reference.schema()))
+    assert list(schema.iter_errors(tomli.loads(line))) == []
+
+
+def test_the_schema_is_one_and_refuses_what_is_no_setting():
+    validator = pytest.importorskip("jsonschema").Draft202012Validator
+    validator.check_schema(json.loads(reference.schema()))
+    assert not validator(json.loads(reference.schema())).is_valid({"nonsense": 1})
 
 
 def test_the_example_file_sets_nothing():
