@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 WSGI: Final = "wsgi" in get_args(Interface)
+_FOR_WSGI: Final = (
+    'a WSGI application needs interface = "wsgi"'
+    if WSGI
+    else "a WSGI application has to be wrapped as ASGI, by a2wsgi say"
+)
 _COMBINED: Final = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 _PORT: Final = "8000"
 _PATHS: Final = frozenset(
@@ -315,15 +320,11 @@ def _worker_class(made: Translation, given: Mapping[str, object]) -> None:
     elif kind.endswith("UvicornWorker"):
         made.remarks["worker_class"] = f"{kind}: what its CONFIG_KWARGS say are settings here, of the same names"
     elif not kind:
-        made.remarks["worker_class"] = f"not in the file: nothing to do for an ASGI application; {_sync()}"
+        made.remarks["worker_class"] = f"not in the file: nothing to do for an ASGI application; {_FOR_WSGI}"
+    elif WSGI:
+        made.put("interface", "wsgi")
     else:
-        made.remarks["worker_class"] = f"{kind}: {_sync()}"
-
-
-def _sync() -> str:
-    if WSGI:
-        return 'for a WSGI application interface = "wsgi"'
-    return "a WSGI application has to be wrapped as ASGI, by a2wsgi say"
+        made.remarks["worker_class"] = f"{kind}: {_FOR_WSGI}"
 
 
 def _logs(made: Translation, given: Mapping[str, object]) -> None:

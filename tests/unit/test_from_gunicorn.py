@@ -14,7 +14,7 @@ from procmgr.cli import from_gunicorn
 from procmgr.cli.from_gunicorn import execute, read
 from procmgr.cli.options import parse
 from procmgr.config import sources
-from procmgr.config.from_gunicorn import translate
+from procmgr.config.from_gunicorn import WSGI, translate
 from procmgr.config.peers.gunicorn import HOOKS, SETTINGS
 from procmgr.config.resolve import Invocation, resolve
 from procmgr.config.sources import File
@@ -225,13 +225,17 @@ def test_names_that_gunicorn_does_not_know_are_told(translated):
         ("uvicorn.workers.UvicornWorker", ""),
         ("uvicorn_worker.UvicornWorker", ""),
         ("main.MyUvicornWorker", "CONFIG_KWARGS"),
-        ("gthread", "WSGI"),
     ],
 )
 def test_the_kind_of_worker_is_judged(translated, kind, said):
     text = translated(f"worker_class = {kind!r}")[1]
     assert said in text
     assert bool(said) is ("#   worker_class:" in text)
+
+
+def test_a_worker_for_wsgi_makes_an_interface_or_a_remark():
+    made = translate({"worker_class": "gthread"}, {})
+    assert made.lines["interface"] == '"wsgi"' if WSGI else "WSGI" in made.remarks["worker_class"]
 
 
 def test_the_h11_worker_is_the_parser_and_the_loop(translated):

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from procmgr.config.peers.model import OWN, Option, Peer, Trait, reason
+from procmgr.config.reference import spellings
 from procmgr.config.settings import TABLE
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ _NONE: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def _option(name: str) -> Option:
-    ours = tuple(entry.name for entry in TABLE.values() if entry.setting.gunicorn == name)
+    ours = tuple(entry.name for entry in TABLE.values() if name == entry.setting.gunicorn)
+    ours = ours or tuple(each.name for each in TABLE.values() if {*SETTINGS[name]} & {*spellings(each)})
     label = " ".join((name, *SETTINGS[name]))
     if name in HOOKS:
         hook, note = HOOKS[name]
