@@ -237,10 +237,12 @@ def _control_off(value: object) -> dict[str, object]:
 
 
 def _python_path(value: object) -> dict[str, object]:
-    first, *more = (str(each) for each in (value if isinstance(value, list) else str(value).split(",")))
-    if more:
-        raise Unfit(f'app_dir is one directory: app_dir = "{first}", and the others in PYTHONPATH')
-    return {"app_dir": first}
+    if not value:
+        raise Usual
+    raise Unfit(
+        "gunicorn has these beside the working directory; app_dir replaces that, and is one: set it if the application is "
+        "there, else put them in PYTHONPATH"
+    )
 
 
 def _parser(value: object) -> dict[str, object]:

@@ -48,7 +48,6 @@ access_log_format = '%(h)s %(s)s'
 errorlog = "/var/log/error.log"
 loglevel = "warning"
 proc_name = "web"
-pythonpath = "src"
 proxy_protocol = "v2"
 cert_reqs = ssl.CERT_NONE
 ssl_version = ssl.PROTOCOL_TLS_SERVER
@@ -91,13 +90,12 @@ def translated(write, tmp_path):
 # --- translation --------------------------------------------------------------------------------------------------
 
 
-def test_every_value_that_has_an_equivalent_arrives(translated, tmp_path):
-    (tmp_path / "src").mkdir()
+def test_every_value_that_has_an_equivalent_arrives(translated):
     settings, text = translated(EVERYTHING)
     assert "Without equivalent" not in text
     assert settings.app.app == "main:app"
     assert settings.app.env == (("A", "1"), ("B", "2"))
-    assert (settings.app.preload, settings.app.app_dir, settings.app.root_path) == (True, "src", "/api")
+    assert (settings.app.preload, settings.app.root_path) == (True, "/api")
     assert (settings.app.loop, settings.app.lifespan) == ("uvloop", "on")
     assert settings.bind.bind == ("127.0.0.1:8001", "unix:/run/app.sock")
     assert (settings.bind.backlog, settings.pool.workers, settings.pool.timeout) == (100, 3, 20)
@@ -211,6 +209,12 @@ def test_what_was_computed_stands_beside_the_result(translated):
     text = translated("import multiprocessing\nworkers = multiprocessing.cpu_count() * 2 + 1\ntimeout = 30 \n")[1]
     assert f"workers = {os.cpu_count() * 2 + 1}  # multiprocessing.cpu_count() * 2 + 1\n" in text
     assert "timeout = 30\n" in text
+
+
+def test_directories_beside_the_working_directory_are_told(translated):
+    settings, text = translated("pythonpath = '/srv/lib'")
+    assert settings.app.app_dir == "."
+    assert "#   pythonpath: '/srv/lib': " in text
 
 
 def test_names_that_gunicorn_does_not_know_are_told(translated):

@@ -193,7 +193,7 @@ NOTES: Final[Mapping[str, str]] = MappingProxyType(
         "access_log_format": "default uvicorn's; gunicorn's default is `combined`",
         "errorlog": "`-` is standard output; default standard error",
         "logconfig": "loggers are `procmgr`, `procmgr.error` and `procmgr.access`",
-        "pythonpath": "one directory",
+        "pythonpath": "one directory, instead of the working directory",
         "proxy_protocol": "on or off; both versions; trusts `--forwarded-allow-ips`",
         "ssl_version": "`tls1.2` or `tls1.3` too; none before 1.2",
         "control_socket": "off where there is no directory for it",
