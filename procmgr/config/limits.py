@@ -39,6 +39,27 @@ class LimitSettings:
     limit_request_body: int = setting(
         0, size(), Applies.ROLL, "Answer 413 to a request with a longer body; 0 never does."
     )
+    limit_chunk_framing: int = setting(
+        65_536,
+        count(0, 1 << 24, metavar="BYTES"),
+        Applies.ROLL,
+        "Answer 413 to a chunked body whose chunk sizes and extensions take more, beyond 32 bytes for each chunk.",
+    )
+    limit_request_trailers: int = setting(
+        8192, count(64, 1 << 24, metavar="BYTES"), Applies.ROLL, "Answer 431 to longer fields after a chunked body."
+    )
+    limit_unread_body: int = setting(
+        65_536,
+        count(0, 1 << 30, metavar="BYTES"),
+        Applies.ROLL,
+        "Close a connection after the response if more of a body is left that the application did not read.",
+    )
+    limit_pipelined: int = setting(
+        65_536,
+        count(0, 1 << 24, metavar="BYTES"),
+        Applies.ROLL,
+        "Read no more of a connection while so much of its next requests is there before their turn.",
+    )
     timeout_request_head: float = setting(
         10.0,
         seconds(_DAY),

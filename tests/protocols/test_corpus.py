@@ -91,7 +91,7 @@ def test_the_time_for_a_head_grows_no_faster_than_the_head(shape: str, codec: st
         head = b"GET / HTTP/1.1\r\n" + SHAPES[shape](size) + b"\r\n"
 
         def once() -> float:
-            parser = (HttptoolsCodec if codec == "httptools" else H11Codec)(0)
+            parser = (HttptoolsCodec if codec == "httptools" else H11Codec)()
             begin = time.process_time()
             request = read_line(head, 1024)
             try:

@@ -414,7 +414,7 @@ def http_factory(context: Context, codec: CodecName, *, told: bool = False) -> C
     from procmgr.worker.protocols.secure import SecureHttp1Connection  # noqa: PLC0415 - likewise
     from procmgr.worker.protocols.told import with_told_scheme  # noqa: PLC0415 - likewise
 
-    codec_class: Callable[[int], Codec]
+    codec_class: Callable[[], Codec]
     if codec == "httptools":
         from procmgr.worker.protocols.httptools_codec import HttptoolsCodec  # noqa: PLC0415 - load the one in use
 

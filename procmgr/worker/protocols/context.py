@@ -93,8 +93,10 @@ class Limits:
     """Connections of a worker; 0 is no bound. Others wait to be accepted."""
     discard: int = 64 * 1024
     """Bytes of a body that the application left unread which are read to keep the connection."""
-    chunk_overhead: int = 64 * 1024
-    """Bytes of chunk sizes, extensions and trailers that carry no body."""
+    chunk_framing: int = 64 * 1024
+    """Bytes of chunk sizes and extensions beyond 32 for each chunk; more are answered with 413."""
+    trailers: int = 8 * 1024
+    """Bytes of the fields after a chunked body; more are answered with 431."""
 
 
 class Member(Protocol):

@@ -70,8 +70,6 @@ _PLAIN: Final = _FORWARDED | {b"host", b"content-type", b"connection"}
 _SLASH: Final = ord("/")
 _MAX_LENGTH_DIGITS: Final = 18
 _KNOWN_HOSTS: Final = 1024
-CHUNK_CREDIT: Final = 32
-"""Bytes of framing that a chunk may have before they count as overhead."""
 END: Final = b"\r\n\r\n"
 _EXCERPT: Final = 120
 
@@ -132,16 +130,10 @@ class Request:
 
 
 class Codec(Protocol):
-    """What is asked of a parser: `read_head` gets a whole head, `read_body` bytes that begin inside the body."""
+    """What is asked of a parser: it is given a whole head and nothing else."""
 
     def read_head(self, request: Request) -> Headers:
         """Return the fields, names in lower case, values without surrounding white space. Raises `Refused`."""
-
-    def begin_body(self, request: Request) -> None:
-        """Prepare for the body of `request`."""
-
-    def read_body(self, data: bytes) -> tuple[bytes, bytes, bool]:
-        """Return the body in `data`, the bytes that follow the message, and whether it ended. Raises `Refused`."""
 
 
 def excerpt(head: bytes) -> str:

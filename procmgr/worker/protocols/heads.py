@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from procmgr.worker.protocols.bodies import Body, ChunkedBody, SizedBody
 from procmgr.worker.protocols.framing import (
     Refused,
     Request,
@@ -76,6 +77,13 @@ class HeadReader:
         read_fields(request, headers, hosts)
         self._remember(request, head)
         return request
+
+    def body(self, request: Request) -> Body:
+        """Return what reads the body behind a head."""
+        if request.content_length:
+            return SizedBody(request.content_length)
+        limits = self._limits
+        return ChunkedBody(max_framing=limits.chunk_framing, max_trailers=limits.trailers, max_body=limits.body_size)
 
     def _remember(self, request: Request, head: bytes) -> None:
         """Remember the fields of a head, so that they are not parsed again."""

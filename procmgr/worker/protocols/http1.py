@@ -3,7 +3,7 @@
 Theory of operation. What arriving bytes are depends on two facts:
 
     no cycle                 the head of a request; an incomplete one is kept in `_pending`
-    a cycle, body open       its body; the codec tells where it ends
+    a cycle, body open       its body, as long as its length or its chunks say
     a cycle, body ended      later requests, kept in `_pending` as they came
 
 A pipelined request is not even parsed before its turn (RFC 9112 section 9.3.2): so a bad one cannot answer an earlier
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from procmgr.worker.cycle import Cycle
+    from procmgr.worker.protocols.bodies import Body
     from procmgr.worker.protocols.context import Context
     from procmgr.worker.protocols.framing import Codec, Request
 
@@ -47,12 +48,12 @@ class Http1Connection(Connection):
 
     __slots__ = (
         "_access_prefix",
+        "_body",
         "_body_left",
         "_body_open",
         "_body_pace",
         "_body_total",
         "_chunked",
-        "_codec",
         "_heads",
         "_keep",
         "_pending",
@@ -60,10 +61,10 @@ class Http1Connection(Connection):
         "cycle",
     )
 
-    def __init__(self, context: Context, codec: Callable[[int], Codec]) -> None:
+    def __init__(self, context: Context, codec: Callable[[], Codec]) -> None:
         super().__init__(context)
-        self._codec = codec(context.limits.chunk_overhead)
-        self._heads = HeadReader(self._codec, limits=context.limits, hosts=context.hosts)
+        self._heads = HeadReader(codec(), limits=context.limits, hosts=context.hosts)
+        self._body: Body
         self.cycle: Cycle | None = None
         self._pending = bytearray()
         self._scanned = 0
@@ -234,9 +235,9 @@ class Http1Connection(Connection):
             return None
         self._body_open = body_open = request.chunked or bool(request.content_length)
         if body_open:
+            self._body = self._heads.body(request)
             self._body_left = request.content_length or 0
             self._body_total, self._body_pace = 0, None
-            self._codec.begin_body(request)
         self.cycle = cycle = cycle or self.context.cycle(self, request)
         cycle.body_ended = not body_open
         return cycle
@@ -244,15 +245,13 @@ class Http1Connection(Connection):
     def _feed(self, cycle: Cycle, data: bytes) -> None:
         """Take bytes that begin inside the body."""
         try:
-            body, rest, ended = self._codec.read_body(data)
-            self._body_total += len(body)
-            if self._body_total > self.context.limits.body_size > 0 and cycle.state != COMPLETE:
-                raise Refused(413, "body too large")
+            body, rest, ended = self._body.read(data)
         except Refused as refusal:
             self._refuse(refusal, cycle.request.head)
             return
         if rest:
             self._pending += rest
+        self._body_total += len(body)
         self._body_left -= len(body)
         self._body_open = not ended
         if cycle.state != COMPLETE:
