@@ -89,7 +89,7 @@ class Http1Connection(Connection):
         elif (request := self._heads.repeated(data)) is not None:
             self.cycle = cycle = self.context.cycle(self, request)
             self._start(cycle)
-        elif data[0] != _CR and data.find(END) == len(data) - 4:
+        elif data[0] != _CR and data.find(END) == len(data) - 4 >= 0:
             opened = self._open(data)
             if opened is not None:
                 self._start(opened)
