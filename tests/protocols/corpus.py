@@ -339,6 +339,7 @@ CASES += [
     Case("absolute form without Host", "3.2", get(b"GET http://b/ HTTP/1.1", b""), [400]),
     Case("absolute form with a bad Host", "3.2", get(b"GET http://b/ HTTP/1.1", b"Host: a/b\r\n"), [400]),
     Case("absolute form of another scheme", "3.2.2", get(b"GET ftp://b/x HTTP/1.1"), [("GET", "/x", "")]),
+    Case("absolute form of a scheme with a point", "3.2.2", get(b"GET a1.b+c://b/x HTTP/1.1"), [("GET", "/x", "")]),
     Case("absolute form in capitals", "3.2.2", get(b"GET HTTPS://B/x HTTP/1.1"), [("GET", "/x", "")]),
     Case("absolute form with IPv6", "3.2.2", get(b"GET http://[::1]:80/x HTTP/1.1"), [("GET", "/x", "")]),
     Case("absolute form with a query alone", "3.2.2", get(b"GET http://b?x HTTP/1.1"), [("GET", "/?x", "")]),
@@ -713,3 +714,33 @@ CASES += [
         [p("abc"), N],
     ),
 ]
+
+FRAGMENTS = [
+    *(b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\n\n", b"\0", b" ", b"\t", b":", b",", b";", b"=", b'"', b"\\", b"#", b"?"),
+    *(b"0\r\n\r\n", b"3\r\nabc\r\n", b"0", b"f", b"0x", b"+", b"-", b"_", b"\x0b", b"\x7f", b"\x80", b"\xff", b"%00"),
+    *(b" HTTP/1.1", b" HTTP/1.0", b"HEAD ", b"GET ", b"POST ", b"OPTIONS *", b"CONNECT a:80", b"http://b", b"/"),
+    *(
+        b"Host: a\r\n",
+        b"Host",
+        b"Content-Length: 3\r\n",
+        b"Content-Length",
+        b"Transfer-Encoding: chunked\r\n",
+        b"chunked",
+    ),
+    *(
+        b"Transfer-Encoding",
+        b"Connection: close\r\n",
+        b"Connection: keep-alive\r\n",
+        b"Connection: upgrade\r\n",
+        b"close",
+    ),
+    *(
+        b"Upgrade: h2c\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Content-Type: a/b\r\n",
+        b"A: b\r\n",
+        b" c\r\n",
+        b"A_b: c\r\n",
+    ),
+]
+"""What damages a request in a way that somebody might see differently."""

@@ -108,7 +108,7 @@ def test_the_time_for_a_head_grows_no_faster_than_the_head(shape: str, codec: st
             try:
                 read_fields(request, parser.read_head(request), set())
             except Refused as refusal:
-                classify(request, set(), refusal)
+                classify(request, set(), 256, refusal)
             return time.process_time() - begin
 
         return min(once() for _ in range(5))

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sized
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -192,7 +195,6 @@ def _read_unusual_line(head: bytes, limit: int) -> Request:
         raise Refused(501, "method not implemented")
     request.method, request.target = method, target
     request.version = b"1.0" if minor == b"0" else b"1.1"  # section 2.3: a higher minor version counts as ours
-    request.head = b"%b %b HTTP/%b\r\n%b" % (method, target, request.version, head[match.end() :])
     if target == b"*" and method == b"OPTIONS":  # section 3.2.4: asterisk-form
         request.path, request.query = target, b""
     elif b"#" in target:
@@ -202,8 +204,10 @@ def _read_unusual_line(head: bytes, limit: int) -> Request:
     elif absolute := _ABSOLUTE.fullmatch(target):  # section 3.2.2: absolute-form
         request.path, _, request.query = absolute[2].partition(b"?")
         request.path = request.path or b"/"
+        target = b"%b?%b" % (request.path, request.query)  # parsers know few schemes, and read_fields the authority
     else:
         raise Refused(400, "malformed request target")
+    request.head = b"%b %b HTTP/%b\r\n%b" % (method, target, request.version, head[match.end() :])
     request.text = request.path.decode()
     return request
 
@@ -296,23 +300,38 @@ def check_fields(head: bytes, start: int) -> None:
         raise Refused(400, "malformed header field")
 
 
-def check_partial(data: bytearray, scanned: int, limit: int) -> None:
-    """Refuse early what no further byte can mend in a head that is not complete; `scanned` bytes were seen before.
+def check_number(fields: Sized, limit: int) -> None:
+    """Refuse more than `limit` fields."""
+    if len(fields) > limit:
+        raise Refused(431, "too many header fields")
 
-    Otherwise a client that ends its lines with a bare LF, or speaks TLS, would wait for an answer for ever.
+
+def check_partial(data: bytes | bytearray, scanned: int, line_limit: int, head_limit: int) -> None:
+    """Refuse what no further byte can mend in a head, as soon as it is there; `scanned` bytes were seen before.
+
+    Otherwise a client that ends its lines with a bare LF, or speaks TLS, would wait for an answer for ever. What is
+    wrong first is what is told, so that it depends not on how the head was cut into segments.
     """
     if _TOKEN_START.match(data) is None and data != b"\r":
         raise Refused(400, "malformed request line")
-    if _FORBIDDEN.search(data, max(0, scanned - 1)):
+    first = data.find(b"\r\n", 0, line_limit + 2) + 2
+    if first > scanned or first < 2:
+        _check_bytes(data, scanned, line_limit + 2 if first < 2 else first)
+        if first >= 2:
+            read_line(bytes(data[:first]), line_limit)
+        elif len(data) > line_limit + 1:
+            raise Refused(414, "request line too long")
+    _check_bytes(data, scanned, head_limit)
+    if len(data) >= head_limit and data.find(END, 0, head_limit) < 0:
+        raise Refused(431, "head too large")
+
+
+def _check_bytes(data: bytes | bytearray, scanned: int, end: int) -> None:
+    if _FORBIDDEN.search(data, max(0, scanned - 1), end):
         raise Refused(400, "control character, bare CR or bare LF in the head")
-    first = data.find(b"\r\n")
-    if first < 0 and len(data) > limit + 1:
-        raise Refused(414, "request line too long")
-    if first + 2 > scanned and first >= 0:
-        read_line(bytes(data[: first + 2]), limit)
 
 
-def classify(request: Request, hosts: set[bytes], error: Refused) -> Refused:
+def classify(request: Request, hosts: set[bytes], limit: int, error: Refused) -> Refused:
     """Return this policy's refusal of a head that a parser refused with `error`, else `error`.
 
     Parsers name fewer reasons, and some before all fields are read; the answer must not depend on the parser.
@@ -322,6 +341,7 @@ def classify(request: Request, hosts: set[bytes], error: Refused) -> Refused:
     pairs = [line.partition(b":") for line in lines]
     try:
         check_fields(head, head.find(b"\r\n") + 2)
+        check_number(lines, limit)
         read_fields(request, [(name.lower(), value.strip(b" \t")) for name, _, value in pairs], hosts)
     except Refused as refusal:
         return refusal

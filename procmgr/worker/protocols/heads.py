@@ -13,6 +13,8 @@ from procmgr.worker.protocols.bodies import Body, ChunkedBody, SizedBody
 from procmgr.worker.protocols.framing import (
     Refused,
     Request,
+    check_number,
+    check_partial,
     classify,
     read_fields,
     read_line,
@@ -62,6 +64,13 @@ class HeadReader:
 
     def parse(self, head: bytes) -> Request:
         """Return the request in a head. Raises `Refused`."""
+        try:
+            return self._parse(head)
+        except Refused:
+            check_partial(head, 0, self._limits.request_line, self._limits.head)  # what came first is what counts
+            raise
+
+    def _parse(self, head: bytes) -> Request:
         limits, hosts = self._limits, self._hosts
         request = read_line(head, limits.request_line)
         if len(head) > limits.head:
@@ -69,9 +78,8 @@ class HeadReader:
         try:
             headers = self._codec.read_head(request)
         except Refused as refusal:
-            raise classify(request, hosts, refusal) from None
-        if len(headers) > limits.fields:
-            raise Refused(431, "too many header fields")
+            raise classify(request, hosts, limits.fields, refusal) from None
+        check_number(headers, limits.fields)
         if b"_" in head:
             headers = without_underscores(headers, every=not limits.underscores)
         read_fields(request, headers, hosts)

@@ -202,16 +202,15 @@ class Http1Connection(Connection):
     def _wait_for_head(self) -> None:
         """Hold what is there of a head against the limits; refuse what cannot become one."""
         pending, limits = self._pending, self.context.limits
+        if pending:
+            try:
+                check_partial(pending, self._scanned, limits.request_line, limits.head)
+            except Refused as refusal:
+                self._refuse(refusal, bytes(pending))
+                return
         if self.eof:
             self.close()
         if not pending or not self.is_open():
-            return
-        try:
-            check_partial(pending, self._scanned, limits.request_line)
-            if len(pending) >= limits.head:
-                raise Refused(431, "head too large")
-        except Refused as refusal:
-            self._refuse(refusal, bytes(pending))
             return
         self._scanned = len(pending)
         if self.context.draining is None and self.idle_since is not None:
