@@ -240,8 +240,8 @@ def _python_path(value: object) -> dict[str, object]:
     if not value:
         raise Usual
     raise Unfit(
-        "gunicorn has these beside the working directory; app_dir replaces that, and is one: set it if the application is "
-        "there, else put them in PYTHONPATH"
+        "gunicorn has these beside the working directory; app_dir replaces that, and is one: "
+        "set it if the application is there, else put them in PYTHONPATH"
     )
 
 
