@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
@@ -41,13 +41,14 @@ _KEPT_CHARACTERS: Final = 180
 class Notifier:
     """Tells the service manager what the arbiter is doing; without NOTIFY_SOCKET every call does nothing.
 
-    A socket is opened per message: messages are rare, and no descriptor needs care across fork and exec.
+    A socket is opened per message, unless one is held: for a start or a command that is enough.
     """
 
-    __slots__ = ("_address", "error", "stores", "watchdog_interval")
+    __slots__ = ("_address", "_sock", "error", "stores", "watchdog_interval")
 
     def __init__(self, *, address: str | None, watchdog_interval: float | None = None, stores: bool = False) -> None:
         self._address = address
+        self._sock: socket.socket | None = None
         self.watchdog_interval = watchdog_interval
         """Seconds between two `watchdog()` calls, half of what systemd allows; None if it does not watch."""
         self.stores = stores and address is not None
@@ -72,6 +73,17 @@ class Notifier:
     def enabled(self) -> bool:
         """Whether a service manager listens."""
         return self._address is not None
+
+    def hold(self) -> None:
+        """Keep a socket open from now on: when no other can be had, a watchdog that hears nothing would kill."""
+        if self._address is not None:
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def close(self) -> None:
+        """Close the socket that is held, in a forked child too."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
 
     def ready(self, status: str | None = None) -> bool:
         """Tell that the start or a reload is complete, and who it is: a wrapper may have been started instead."""
@@ -137,7 +149,7 @@ class Notifier:
             raise OSError(f"NOTIFY_SOCKET={address!r} is neither a path nor an abstract name")
         target = b"\0" + os.fsencode(address[1:]) if address.startswith("@") else os.fsencode(address)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        with nullcontext(self._sock) if self._sock else socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendmsg([message], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, target)
 
 

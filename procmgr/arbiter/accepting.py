@@ -1,8 +1,12 @@
-"""Accepting connections on the arbiter's loop, a few a turn, without waiting and without spinning."""
+"""Accepting connections on the arbiter's loop, a few a turn, without waiting and without spinning.
+
+Who accepts keeps no more connections than `share` says: workers cannot be replaced without descriptors.
+"""
 
 from __future__ import annotations
 
 import logging
+import resource
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -17,6 +21,11 @@ _PAUSE_SECONDS: Final = 0.1
 _COMPLAIN_EVERY: Final = 60.0
 
 log = logging.getLogger("procmgr.error")
+
+
+def share(most: int, part: int) -> int:
+    """Return `most`, or a `part`th of the descriptors that this process may have open, whichever is less."""
+    return min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // part)
 
 
 class Accepting:

@@ -20,7 +20,7 @@ from procmgr.arbiter.control import Control
 from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.events import MemoryShort, Reload, ScaleBy, Stop, StopLevel
 from procmgr.arbiter.core.view import status_line
-from procmgr.arbiter.guard import Guard
+from procmgr.arbiter.guard import Guard, Guards
 from procmgr.arbiter.history import History
 from procmgr.arbiter.hooks import HOOK_SECONDS
 from procmgr.arbiter.host import LinuxHost
@@ -153,10 +153,16 @@ class Arbiter:
             stop_ends=self._stop_ends,
             on_change=self._on_change,
         )
-        self._guard = self._adopt_guard(Guard.adopt(left.guard)) if left else self._fork_guard()
+        self._guards = Guards(
+            later=lambda seconds, callback: self._loop.call_at(self._host.now() + seconds, callback),
+            fork=self._fork_guard,
+            entrust=self._entrust_all,
+            first=Guard.adopt(left.guard) if left else None,
+        )
         self._nursery = Nursery(host=self._host, loop=self._loop, report=self._report, on_lost=self._on_zygote_lost)
         self._host.entrust_births(self._nursery)
         if left:
+            self._host.rejoin(self._guards.current, self._on_foreign_death)
             self._nursery.adopt(left.nursery)
 
     def run(self, envelope: Envelope | None = None) -> int:
@@ -172,10 +178,10 @@ class Arbiter:
         code = self._loop.run()
         self._aides.finish()
         self._nursery.close()
-        left = descendants.end_all(except_pids=frozenset({self._guard.pid, *self._upgrade.pids}))
+        left = descendants.end_all(except_pids=frozenset({self._guards.current.pid, *self._upgrade.pids}))
         if left:
             log.warning("ended %d process%s that workers had left behind", left, "" if left == 1 else "es")
-        self._guard.dismiss()
+        self._guards.current.dismiss()
         # The interpreter restores default actions as it ends: a signal that comes late would turn this into a death.
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         log.info("stopped")
@@ -226,7 +232,7 @@ class Arbiter:
                 self._keep_zygotes()
             case actions.ReloadEnded():
                 self._plans.forget(self._pool.view())
-                self._guard.set_patience(self._patience())
+                self._guards.current.set_patience(self._patience())
                 self._keep_zygotes()
             case actions.Stopping() | actions.GaveUp():
                 self._nursery.keep(())
@@ -281,6 +287,7 @@ class Arbiter:
         self._loop.close_in_child()
         self._upgrade.close_in_child()
         self._pressure.close()
+        self._manager.close_in_child()
         self._listeners.close_in_child(keep)
         self._plans.close_in_child()
         self._admin.close_in_child()
@@ -353,7 +360,7 @@ class Arbiter:
             plans=self._plans.hand_over(),
             listeners=self._listeners.hand_over(),
             host=self._host.hand_over(),
-            guard=self._guard.hand_over(),
+            guard=self._guards.current.hand_over(),
             log_files=self._log_files.hand_over(),
             signals=self._signals.hand_over(),
             pid_file=self._pid_file.hand_over() if self._pid_file else None,
@@ -401,14 +408,12 @@ class Arbiter:
     def _service_status(self) -> str:
         return ", ".join(filter(None, [self.summary() + self._history.trouble(), str(self._rate)]))
 
-    def _adopt_guard(self, guard: Guard) -> Guard:
-        self._host.rejoin(guard, self._on_foreign_death)
-        return guard
-
     def _fork_guard(self) -> Guard:
-        guard = Guard(patience=self._patience(), close_in_child=lambda: self._host.close_in_child(()))
+        return Guard(patience=self._patience(), close_in_child=lambda: self._host.close_in_child(()))
+
+    def _entrust_all(self, guard: Guard) -> None:
         self._host.entrust(guard, self._on_foreign_death)
-        return guard
+        self._aides.entrust()
 
     def _stop_ends(self, level: StopLevel) -> float:
         """Return when a stop of this level that begins now is over, monotonic seconds."""
@@ -416,7 +421,7 @@ class Arbiter:
         return self._host.now() + patience.get(level, 0.0)
 
     def _entrust(self, pid: int) -> None:
-        self._guard.watch(pid)  # whichever guard there is
+        self._guards.current.watch(pid)  # whichever guard there is
 
     def _on_change(self, what: str) -> None:
         log.info("%s changed", what)
@@ -430,10 +435,5 @@ class Arbiter:
     def _on_foreign_death(self, pid: int, exit_: Exit) -> None:
         if self._upgrade.on_death(pid, exit_):
             return
-        if pid == self._guard.pid:
-            log.warning("the guard (pid %d) died; forking another", pid)
-            self._guard.close()
-            self._guard = self._fork_guard()
-            self._aides.entrust()
-        elif not (self._nursery.buried(pid, exit_) or self._aides.buried(pid, exit_)):
+        if not (self._guards.buried(pid) or self._nursery.buried(pid, exit_) or self._aides.buried(pid, exit_)):
             log.debug("buried pid %d, which is no worker", pid)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from procmgr import control, sockets
-from procmgr.arbiter.accepting import Accepting
+from procmgr.arbiter.accepting import Accepting, share
 from procmgr.control import RequestError
 from procmgr.errors import AddressInUseError, BindError, ExitCode, ProcmgrError
 
@@ -140,6 +140,7 @@ class Control:
         self._now = now
         self._answer = answer
         self._clients: dict[int, Client] = {}
+        self._most = share(MAX_CLIENTS, 8)
         self._refused: set[int] = set()
         self._accepting = Accepting(listener, loop=loop, now=now, admit=self._admit, what="a control connection")
 
@@ -210,7 +211,7 @@ class Control:
             self._loop.call_at(self._now(), lambda: self._next(client))
 
     def _admit(self, sock: socket.socket) -> None:
-        if len(self._clients) >= MAX_CLIENTS:  # the one that is idle for longest makes room, before any that waits
+        if len(self._clients) >= self._most:  # the one that is idle for longest makes room, before any that waits
             self._drop(min(self._clients.values(), key=lambda client: (client.busy, client.last)))
         client = Client(sock, self)
         client.last = self._now()

@@ -60,9 +60,15 @@ def _signal(pids: set[int], signum: signal.Signals) -> None:
 def _reap_one(pids: set[int], seconds: float) -> None:
     """Wait until one of `pids` died or `seconds` passed, then reap what is dead."""
     poller = select.poll()
-    pidfds = [os.pidfd_open(pid) for pid in pids]  # our own children: a pid is not reused before we reap it
-    for pidfd in pidfds:
-        poller.register(pidfd, select.POLLIN)
+    pidfds = []
+    try:
+        for pid in pids:
+            pidfds.append(os.pidfd_open(pid))  # our own children: a pid is not reused before we reap it
+            poller.register(pidfds[-1], select.POLLIN)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        pass  # out of descriptors: they have all of the time, as if none of them would end
     poller.poll(max(0.0, seconds) * 1000)
     for pidfd in pidfds:
         os.close(pidfd)

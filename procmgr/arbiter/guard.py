@@ -9,6 +9,7 @@ ends in order there are no workers left and the guard exits at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _DISMISS_SECONDS: Final = 1.0
+_RENEW_SECONDS: Final = 1.0
 _PATIENCE: Final = struct.Struct("=d")  # seconds; a datagram that carries a pidfd means "watch this worker"
+
+log = logging.getLogger("procmgr.error")
 
 
 @record
@@ -65,7 +69,11 @@ class Guard:
 
     def watch(self, pid: int) -> None:
         """Entrust a living child to the guard."""
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:  # out of descriptors: the child is no worse off than without a guard
+            log.warning("the guard cannot be told of pid %d: %s", pid, error.strerror)
+            return
         try:
             with suppress(OSError):  # the guard is dead: the arbiter forks another and entrusts all to it
                 socket.send_fds(self._sock, [_PATIENCE.pack(0.0)], [pidfd])
@@ -80,7 +88,7 @@ class Guard:
     def dismiss(self) -> None:
         """Let the guard go at the arbiter's end and bury it, so that not even a zombie is left to somebody else."""
         self._sock.close()
-        with suppress(ProcessLookupError, ChildProcessError):  # it died before, and the loop has buried it
+        with suppress(OSError):  # it died before, and the loop has buried it; or it cannot be waited for
             pidfd = os.pidfd_open(self.pid)
             poller = select.poll()
             poller.register(pidfd, select.POLLIN)
@@ -95,6 +103,51 @@ class Guard:
     def close(self) -> None:
         """Let the guard go; in a forked child this only closes the copy."""
         self._sock.close()
+
+
+class Guards:
+    """The guard that there is, and another one when it died, as soon as one can be forked.
+
+    `fork` makes one, `entrust` has it watch every child, `later` calls in so many seconds; `first` watches already.
+    """
+
+    def __init__(
+        self,
+        *,
+        later: Callable[[float, Callable[[], None]], object],
+        fork: Callable[[], Guard],
+        entrust: Callable[[Guard], None],
+        first: Guard | None,
+    ) -> None:
+        self._later = later
+        self._fork = fork
+        self._entrust = entrust
+        self._said = False
+        self.current = first or fork()
+        if first is None:
+            entrust(self.current)
+
+    def buried(self, pid: int) -> bool:
+        """Return whether `pid`, which died, was the guard."""
+        if pid != self.current.pid:
+            return False
+        log.warning("the guard (pid %d) died; forking another", pid)
+        self._said = False
+        self._renew()
+        return True
+
+    def _renew(self) -> None:
+        try:
+            guard = self._fork()
+        except OSError as error:
+            if not self._said:
+                self._said = True
+                log.error("cannot fork another guard: %s; trying again", error.strerror)
+            self._later(_RENEW_SECONDS, self._renew)
+            return
+        self.current.close()
+        self.current = guard
+        self._entrust(guard)
 
 
 def _run(sock: socket.socket, patience: float) -> int:

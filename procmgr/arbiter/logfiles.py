@@ -15,6 +15,8 @@ from procmgr.handover import Descriptor
 from procmgr.plain import record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from procmgr.config.log import LogSettings
 
 _MODE: Final = 0o640
@@ -52,24 +54,27 @@ class LogFiles:
 
         Raises as the constructor does; then nothing changed.
         """
-        error, access = self._open_all()
-        return os.dup(error) if error <= _STDERR else error, os.dup(access) if access <= _STDERR else access
+        return self._open_all(os.dup)
 
-    def _open_all(self) -> tuple[int, int]:
+    def _open_all(self, of_standard: Callable[[int], int] = lambda fd: fd) -> tuple[int, int]:
+        """Open both files; in place of one that is a standard stream return what `of_standard` makes of that."""
         with ExitStack() as undo:
-            error = _open("log_file", self._settings.log_file, _STDERR, undo)
-            access = _open("access_log_file", self._settings.access_log_file, _STDOUT, undo)
+            error = _open("log_file", self._settings.log_file, _STDERR, of_standard, undo)
+            access = _open("access_log_file", self._settings.access_log_file, _STDOUT, of_standard, undo)
             undo.pop_all()
         return error, access
 
 
-def _open(setting: str, path: str | None, standard: int, undo: ExitStack) -> int:
-    if path is None or path == "-":
-        return _STDOUT if path else standard
+def _open(setting: str, path: str | None, standard: int, of_standard: Callable[[int], int], undo: ExitStack) -> int:
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, _MODE)
+        if path is None or path == "-":
+            fd = of_standard(_STDOUT if path else standard)
+        else:
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, _MODE)
     except OSError as error:
         refusal = PrivilegeError if isinstance(error, PermissionError) else ConfigError
-        raise refusal(f"{setting}: cannot open {path}: {error.strerror}") from error
+        raise refusal(f"{setting}: cannot open {path or 'a standard stream'}: {error.strerror}") from error
+    if fd <= _STDERR:
+        return fd
     undo.callback(os.close, fd)
     return fd

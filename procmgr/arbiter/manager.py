@@ -79,9 +79,14 @@ class ServiceManager:
 
     def start(self) -> None:
         """Feed the watchdog from now on, and ask for the time that the start may take."""
+        self._notifier.hold()
         self._notifier.main_pid()
         self._feed_watchdog()
         self._ask_for_time()
+
+    def close_in_child(self) -> None:
+        """Close, in a forked child, what belongs to the arbiter."""
+        self._notifier.close()
 
     def hear(self, notice: actions.Notice) -> None:
         """Pass on what a notice means."""

@@ -51,7 +51,7 @@ def _installed() -> dict[str, str]:
     for name in _PREIMPORTED:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # runs from a checkout, or is an extra
+        except (metadata.PackageNotFoundError, OSError):  # runs from a checkout, or is an extra; or cannot be read
             continue
     return found
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 import h11
 
 from procmgr import __version__
-from procmgr.arbiter.accepting import Accepting
+from procmgr.arbiter.accepting import Accepting, share
 from procmgr.sockets import TCP
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Visitors:
         self._now = now
         self._page = page
         self._visitors: dict[int, Visitor] = {}
+        self._most = share(MAX_VISITORS, 16)
         self._asking: deque[tuple[Visitor, h11.Request]] = deque()
         self._local = isinstance(listener.address, TCP) and ip_address(listener.address.host).is_loopback
         self._accepting = Accepting(listener, loop=loop, now=now, admit=self._admit, what="an admin connection")
@@ -101,7 +102,7 @@ class Visitors:
             visitor.sock.close()
 
     def _admit(self, sock: socket.socket) -> None:
-        if len(self._visitors) >= MAX_VISITORS:
+        if len(self._visitors) >= self._most:
             self._drop(min(self._visitors.values(), key=lambda one: one.end))
         visitor = Visitor(sock, end=self._now() + SECONDS, local=self._local)
         self._visitors[sock.fileno()] = visitor
