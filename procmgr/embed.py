@@ -31,7 +31,7 @@ from procmgr.errors import AppError, ExitCode, ProcmgrError, UsageError
 from procmgr.scoreboard import detached_row
 from procmgr.sockets.listener import local_address
 from procmgr.worker import server as worker
-from procmgr.worker.app import adapt, load
+from procmgr.worker.app import adapt, how, load
 from procmgr.worker.tls import context_alone
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ class Config:
         """Return the application as an ASGI 3 callable; raises `AppError`."""
         app = self.settings.app
         if isinstance(self.app, str):
-            return load(self.app, app_dir=app.app_dir, factory=app.factory, interface=app.interface)
-        return adapt(self.app, name=app.app, factory=app.factory, interface=app.interface)
+            return load(self.app, app_dir=app.app_dir, **how(app))
+        return adapt(self.app, name=app.app, **how(app))
 
     @property
     def secure(self) -> bool:

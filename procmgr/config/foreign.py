@@ -36,14 +36,15 @@ ABSENT: Final[Mapping[str, str]] = MappingProxyType(
         "--control-socket-mode": "is not an option of procmgr: only root and its own user may use the control socket",
         "--no-control-socket": "is not an option of procmgr: use --control off",
         "--asgi-disconnect-grace-period": "is not an option of procmgr: the application hears of a disconnect at once",
-        "-k": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
-        "--worker-class": "is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
+        **dict.fromkeys(
+            ("-k", "--worker-class"),
+            "is not an option of procmgr: it has one kind of worker; leave it out, and say --interface wsgi for WSGI",
+        ),
         "--reload-engine": _NEEDLESS,
         "--do-handshake-on-connect": _NEEDLESS,
         "--suppress-ragged-eofs": _NEEDLESS,
         "--reload-extra-file": "is not an option of procmgr: use --reload-include",
         "--proxy-allow-from": "is not an option of procmgr: use --forwarded-allow-ips",
-        "--threads": "is not an option of procmgr: a worker runs one event loop; use more --workers",
         "--worker-connections": "is not an option of procmgr: use --limit-connections",
         **dict.fromkeys(
             ("--dirty-app", "--dirty-workers", "--dirty-threads", "--dirty-timeout", "--dirty-graceful-timeout"),

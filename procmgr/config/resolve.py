@@ -29,6 +29,9 @@ NO_APPLICATION: Final = "no application given; expected procmgr [OPTIONS] MODULE
 _FORMS: Final = {"bind": "bind", "uds": "uds", "host": "host and port", "port": "host and port"}
 _LISTENING: Final = frozenset({*_FORMS, "fd"})
 
+# Settings, their values that need something else installed, its module, and procmgr's extra for it.
+_EXTRAS: Final = (("ws", "wsproto", "wsproto", "wsproto"), ("interface", "wsgi", "a2wsgi", "wsgi"))
+
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
@@ -80,6 +83,7 @@ def resolve(invocation: Invocation) -> Resolved:
     _check_rows(settings, given)
     _check_logs(given)
     _check_installed(given)
+    _check_interface(settings, given)
     _check_interpreter(settings, given)
     _check_tls(settings, given)
     return Resolved(
@@ -181,8 +185,16 @@ def _check_logs(given: Mapping[str, Given]) -> None:
 
 def _check_installed(given: Mapping[str, Given]) -> None:
     """Refuse a library that is an extra and not there: no worker could start."""
-    if "ws" in given and given["ws"].value == "wsproto" and importlib.util.find_spec("wsproto") is None:
-        raise given["ws"].origin.refuse(f"ws: wsproto from {given['ws'].origin}: install procmgr[wsproto]")
+    for name, value, module, extra in _EXTRAS:
+        if name in given and given[name].value == value and importlib.util.find_spec(module) is None:
+            origin = given[name].origin
+            raise origin.refuse(f"{name}: {value} from {origin}: pip install 'procmgr[{extra}]'")
+
+
+def _check_interface(settings: Settings, given: Mapping[str, Given]) -> None:
+    if settings.app.interface == "wsgi" and settings.app.lifespan == "on":
+        origin = given["lifespan"].origin
+        raise origin.refuse(f"lifespan: on from {origin}: WSGI applications have none; expected auto or off")
 
 
 def _check_interpreter(settings: Settings, given: Mapping[str, Given]) -> None:
@@ -208,6 +220,8 @@ def _pointless(settings: Settings) -> list[str]:
         notes.append("max_memory means nothing where max_memory_hard is not above it")
     if health.core_on_hang and not pool.timeout:
         notes.append("core_on_hang means nothing where timeout is 0")
+    if settings.app.threads != TABLE["threads"].value and settings.app.interface != "wsgi":
+        notes.append("threads means nothing without interface wsgi")
     if settings.app.preload_immortal and not settings.app.preload:
         notes.append("preload_immortal means nothing without preload")
     if not development.reload:

@@ -49,7 +49,7 @@ from procmgr.sockets import TCP, Address, Inherited, Unix, parse_address
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Interface = Literal["auto", "asgi3", "asgi2"]
+Interface = Literal["auto", "asgi3", "asgi2", "wsgi"]
 Lifespan = Literal["auto", "on", "off"]
 LoopName = Literal["auto", "asyncio", "uvloop"]
 HTTPName = Literal["auto", "h11", "httptools"]
@@ -90,10 +90,18 @@ class AppSettings:
     )
     interface: Interface = setting(
         "auto",
-        choice(get_args(Interface), {"wsgi": _ABSENT}),
+        choice(get_args(Interface)),
         _ROLL,
-        "How the application is called; auto looks at its signature.",
+        "How the application is called; auto tells asgi3 and asgi2 by its signature, wsgi has to be installed.",
         uvicorn="interface",
+    )
+    threads: int = setting(
+        10,
+        count(1, 1000),
+        _ROLL,
+        "How many requests of a WSGI application run at a time in each worker; others wait.",
+        unit="threads",
+        gunicorn="threads",
     )
     lifespan: Lifespan = setting(
         "auto",

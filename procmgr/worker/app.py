@@ -17,16 +17,20 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, assert_never, cast
 
 from procmgr.errors import AppError, AppNotFoundError
+from procmgr.worker.wsgi import WSGI
+
+if TYPE_CHECKING:
+    from procmgr.config.settings import AppSettings
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-Interface = Literal["auto", "asgi3", "asgi2"]
+Interface = Literal["auto", "asgi3", "asgi2", "wsgi"]
 
 _PACKAGE_DIR: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")  # noqa: PTH118, PTH120 - compared with co_filename, a str
 _IMPORTLIB: Final = (importlib.__file__ or "importlib", "<frozen importlib")
@@ -36,12 +40,25 @@ _SUGGESTIONS: Final = 3
 log = logging.getLogger("procmgr.error")
 
 
-def load(target: str, *, app_dir: str = "", factory: bool = False, interface: Interface = "auto") -> ASGIApp:
+class Call(TypedDict, total=False):
+    """How an application is called, see the settings of these names."""
+
+    factory: bool
+    interface: Interface
+    threads: int
+
+
+def how(settings: AppSettings) -> Call:
+    """Return how the settings have the application called."""
+    return {"factory": settings.factory, "interface": settings.interface, "threads": settings.threads}
+
+
+def load(target: str, *, app_dir: str = "", **call: Unpack[Call]) -> ASGIApp:
     """Import `target` with `app_dir` first on sys.path and return it as an ASGI 3 callable.
 
     Raises `AppNotFoundError` (ImportError, SyntaxError, no such attribute) or `AppError` (anything else).
     """
-    return adapt(find(target, app_dir=app_dir), name=target, factory=factory, interface=interface)
+    return adapt(find(target, app_dir=app_dir), name=target, **call)
 
 
 def find(target: str, *, app_dir: str = "", role: str = "application") -> object:
@@ -56,18 +73,33 @@ def find(target: str, *, app_dir: str = "", role: str = "application") -> object
     return _attribute(module, attributes, f"{role} {target!r}")
 
 
-def adapt(found: object, *, name: str, factory: bool = False, interface: Interface = "auto") -> ASGIApp:
-    """Return `found`, called first if it is a factory, as an ASGI 3 callable; `name` is for messages."""
+def adapt(
+    found: object, *, name: str, factory: bool = False, interface: Interface = "auto", threads: int = 10
+) -> ASGIApp:
+    """Return `found`, called first if it is a factory, as an ASGI 3 callable; `name` is for messages.
+
+    Raises `AppError`, and `ConfigError` if what the interface needs is not installed.
+    """
     if factory:
         found = _call_factory(found, name)
     elif _is_factory(found):
         log.warning("%s looks like an application factory and is used as one; say so with --factory", name)
         found = _call_factory(found, name)
     if not callable(found):
-        raise AppError(f"{name} is no ASGI application: it is {_a(found)}, which cannot be called")
-    if interface == "asgi2" or (interface == "auto" and not _is_asgi3(found)):
-        return _Asgi2(found)
-    return cast("ASGIApp", found)
+        raise AppError(f"{name} is no application: it is {_a(found)}, which cannot be called")
+    if interface == "auto":
+        if _is_wsgi(found):
+            raise AppError(f"{name} looks like a WSGI application; say so with --interface wsgi")
+        interface = "asgi3" if _is_asgi3(found) else "asgi2"
+    match interface:
+        case "asgi3":
+            return cast("ASGIApp", found)
+        case "asgi2":
+            return _Asgi2(found)
+        case "wsgi":
+            return WSGI(found, threads=threads)
+        case _:
+            assert_never(interface)
 
 
 class _Asgi2:
@@ -231,6 +263,13 @@ def _is_asgi3(app: Callable[..., Any]) -> bool:
         return hasattr(app, "__await__")
     call = app if inspect.isfunction(app) else getattr(app, "__call__", app)  # noqa: B004 - the method is wanted, not whether it exists
     return inspect.iscoroutinefunction(call) or (_accepts(app, 3) and not _accepts(app, 1))
+
+
+def _is_wsgi(app: Callable[..., Any]) -> bool:
+    """Return whether `app` is called with (environ, start_response), and with nothing else."""
+    if inspect.isclass(app) or inspect.iscoroutinefunction(app):
+        return False
+    return _accepts(app, 2) and not _accepts(app, 1) and not _accepts(app, 3)
 
 
 def _accepts(function: Callable[..., Any], count: int) -> bool:

@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Final
 from procmgr import logs, messages, process
 from procmgr.errors import AppError, ConfigError, ExitCode, ProcmgrError
 from procmgr.worker import hooks
-from procmgr.worker.app import load
+from procmgr.worker.app import how, load
 from procmgr.worker.debugging import watch_for_debugger
 from procmgr.worker.freshness import changed_since
 from procmgr.worker.protocols.upgrade import upgrade_for
 from procmgr.worker.server import Server
 from procmgr.worker.tls import context_of
+from procmgr.worker.wsgi import WSGI
 
 if TYPE_CHECKING:
     import ssl
@@ -113,6 +114,8 @@ def preimport(settings: Settings) -> None:
     for module in ("http1", "httptools_codec", "h11_codec", "patience", "secure", "told"):
         importlib.import_module(f"procmgr.worker.protocols.{module}")
     upgrade_for(settings.websocket)
+    if settings.app.interface == "wsgi":
+        importlib.import_module("a2wsgi")
     if settings.app.loop != "asyncio":
         import uvloop  # noqa: F401, PLC0415 - only where it will be used
 
@@ -258,7 +261,7 @@ def _enter(directory: Path) -> None:
 def load_app(settings: Settings) -> ASGIApp:
     """Import the application that `settings` name; raises `AppError`."""
     app = settings.app
-    return load(app.app, app_dir=app.app_dir, factory=app.factory, interface=app.interface)
+    return load(app.app, app_dir=app.app_dir, **how(app))
 
 
 def _run(birth: Birth, ending: Ending) -> int:
@@ -367,6 +370,8 @@ class _Worker:
             on_request_limit=self._on_request_limit,
         )
         self._ready = False
+        if isinstance(app, WSGI):
+            app.on_stuck = self._on_stuck
         self.deadline = 0.0
         """When the newest drain has to be over, monotonic seconds."""
 
@@ -437,6 +442,9 @@ class _Worker:
 
     def _on_request_limit(self, served: int) -> None:
         self._channel.send(messages.RecycleDue(f"it served {served} requests"))
+
+    def _on_stuck(self) -> None:
+        self._channel.send(messages.RecycleDue("none of its threads came back from requests that were cancelled"))
 
 
 def _nothing() -> None:

@@ -20,7 +20,7 @@ from procmgr.worker.access_formats import FormattedAccessLog
 from procmgr.worker.beat import Beat
 from procmgr.worker.drain import Drain
 from procmgr.worker.forwarded import Forwarding
-from procmgr.worker.lifespan import Lifespan
+from procmgr.worker.lifespan import Lifespan, Mode
 from procmgr.worker.protocols.base import http_factory
 from procmgr.worker.protocols.context import Context, DrainMode, Limits
 from procmgr.worker.protocols.secure import Secure
@@ -79,7 +79,9 @@ class Server:
         self._acceptors: list[Acceptor] = []
         self._on_request_limit = on_request_limit
         self._state: dict[str, Any] = {}
-        self._lifespan = Lifespan(app=app, mode=settings.app.lifespan, state=self._state, log=log)
+        self._wsgi = settings.app.interface == "wsgi"
+        mode: Mode = "off" if self._wsgi else settings.app.lifespan
+        self._lifespan = Lifespan(app=app, mode=mode, state=self._state, log=log)
         self._access: AccessLog | None = None
         self._context: Context | None = None
         self._starting: asyncio.Task[Any] | None = None
@@ -203,7 +205,7 @@ class Server:
             max_requests=limit,
             on_request_limit=lambda: self._on_request_limit(limit),
             reset_contextvars=self._settings.app.reset_contextvars,
-            upgrade=upgrade_for(self._settings.websocket),
+            upgrade=None if self._wsgi else upgrade_for(self._settings.websocket),
         )
 
     def _request_limit(self) -> int:

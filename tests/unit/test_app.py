@@ -252,6 +252,17 @@ def test_an_interface_that_is_named_is_not_guessed():
     assert told_version(either, "asgi2") == "2.0"
 
 
+class Wsgi:
+    def __call__(self, environ, start_response):
+        return []
+
+
+@pytest.mark.parametrize("app", [Wsgi(), lambda environ, start_response: []])
+def test_what_can_only_be_wsgi_is_refused_with_what_to_say(app):
+    with pytest.raises(AppError, match="app looks like a WSGI application; say so with --interface wsgi"):
+        adapt(app, name="app")
+
+
 def told_version(app, interface):
     sent = []
 

@@ -123,12 +123,12 @@ MISTAKES = [
     (
         ["-k", "uvicorn_worker.UvicornWorker", "a:b"],
         2,
-        "-k is not an option of procmgr: it has one kind of worker, which serves ASGI; leave it out",
+        "-k is not an option of procmgr: it has one kind of worker; leave it out, and say --interface wsgi for WSGI",
     ),
     (
-        ["--threads=4", "a:b"],
+        ["--worker-connections=4", "a:b"],
         2,
-        "--threads is not an option of procmgr: a worker runs one event loop; use more --workers",
+        "--worker-connections is not an option of procmgr: use --limit-concurrency",
     ),
     (
         ["--logger-class", "x", "a:b"],

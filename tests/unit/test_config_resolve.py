@@ -241,11 +241,11 @@ MISTAKES = [
         "loop: 'winloop' from --loop: that is for Windows, procmgr runs on Linux; expected auto, asyncio or uvloop",
     ),
     (
-        {"interface": "wsgi"},
+        {"interface": "wsgi", "lifespan": "on"},
         {},
         "",
         UsageError,
-        "interface: 'wsgi' from --interface: that is not available in this version; expected auto, asgi3 or asgi2",
+        "lifespan: on from --lifespan: WSGI applications have none; expected auto or off",
     ),
     (
         {},
@@ -402,6 +402,8 @@ def test_a_log_file_and_a_log_configuration_exclude_each_other(ask, tmp_path):
 
 def test_a_jitter_without_a_limit_is_noted(ask):
     assert ask({"max_requests_jitter": "5"}).notes == ("max_requests_jitter means nothing without max_requests",)
+    assert ask({"threads": "5"}).notes == ("threads means nothing without interface wsgi",)
+    assert ask({"threads": "5", "interface": "wsgi"}).notes == ()
 
 
 def test_app_dir_counts_from_chdir(ask, tmp_path):

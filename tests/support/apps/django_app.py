@@ -1,4 +1,4 @@
-"""A Django application behind its ASGI handler: sync and async views, forms, uploads, streaming, in one file."""
+"""A Django application behind its ASGI and WSGI handlers: both kinds of views, forms, uploads, streaming, files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
 from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 
@@ -65,3 +66,4 @@ urlpatterns = [
 ]
 
 app = get_asgi_application()
+wsgi = get_wsgi_application()
