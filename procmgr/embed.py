@@ -54,6 +54,7 @@ _ARBITERS: Final = frozenset(
     }
 ) - {"graceful_timeout", "max_requests", "max_requests_jitter"}
 _FORMS: Final = (frozenset({"bind"}), frozenset({"uds"}), frozenset({"host", "port"}))
+_NEVER: Final = ("ws_ping_interval", "ws_ping_timeout")  # what None is to uvicorn, which is 0 here
 _NEEDS_STRING: Final = (
     "workers and reload need the application as an import string, such as 'main:app': "
     "other processes cannot import an object"
@@ -277,7 +278,7 @@ class Server:
 
 
 def _values(keywords: Mapping[str, object]) -> dict[str, object]:
-    """Return checked settings by name; keywords that are None, as uvicorn's defaults are, are left out."""
+    """Return checked settings by name; keywords that are None are left out, as most of uvicorn's defaults are that."""
     names = {entry.setting.uvicorn: name for name, entry in TABLE.items() if entry.setting.uvicorn}
     names |= {name: name for name in TABLE}
     del names["app"]
@@ -287,6 +288,8 @@ def _values(keywords: Mapping[str, object]) -> dict[str, object]:
             _refuse_foreign(keyword, value, [*names])
         elif value is not None:
             values[names[keyword]] = _value(keyword, names[keyword], value)
+        elif keyword in _NEVER:
+            values[keyword] = 0.0
     return values
 
 

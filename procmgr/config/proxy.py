@@ -73,7 +73,7 @@ class ProxySettings:
         uvicorn="proxy_headers",
     )
     forwarded_allow_ips: tuple[str, ...] = setting(
-        ("127.0.0.1",),
+        ("127.0.0.1", "::1"),
         _commas(
             _peers, metavar="PEERS", wanted="addresses and networks, unix, or *", example="10.0.0.0/8,2001:db8::1,unix"
         ),

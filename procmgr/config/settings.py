@@ -75,7 +75,7 @@ class AppSettings:
     )
     app_dir: str = setting(
         ".",
-        path("DIRECTORY", "src"),
+        text("DIRECTORY", "a path", "src", empty=True),
         _ROLL,
         "Look for the application here first; a relative path counts from the working directory.",
         uvicorn="app_dir",

@@ -114,10 +114,16 @@ def target() -> Kind[str]:
     return Kind(metavar="MODULE:ATTR", wanted=wanted, text=read, toml=quoted, schema=schema, example="main:app")
 
 
-def choice(words: tuple[T, ...], refused: Mapping[str, str] | None = None) -> Kind[T]:
-    """Return the kind that is one of `words`, in any case; `refused` explains words that other programs have."""
-    known = {str(word): word for word in words}
-    wanted = f"{', '.join([*known][:-1])} or {[*known][-1]}"
+def choice(
+    words: tuple[T, ...], refused: Mapping[str, str] | None = None, same: Mapping[str, T] | None = None
+) -> Kind[T]:
+    """Return the kind that is one of `words`, in any case.
+
+    Of words that other programs have, `refused` explains some, and `same` are other names for ours.
+    """
+    names = [str(word) for word in words]
+    known = {**dict(zip(names, words, strict=True)), **(same or {})}
+    wanted = f"{', '.join(names[:-1])} or {names[-1]}"
 
     def read(text: str) -> T:
         word = text.lower()
@@ -128,14 +134,14 @@ def choice(words: tuple[T, ...], refused: Mapping[str, str] | None = None) -> Ki
         return known[word]
 
     schema: Schema = {"enum": [*known]}
-    bars = f"[{'|'.join(known)}]"
+    bars = f"[{'|'.join(names)}]"
     return Kind(
         metavar=bars,
         wanted=wanted,
         text=read,
         toml=lambda word: quoted(str(word)),
         schema=schema,
-        example=[*known][len(known) // 2],
+        example=names[len(names) // 2],
     )
 
 

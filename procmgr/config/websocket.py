@@ -20,7 +20,7 @@ class WebSocketSettings:
 
     ws: WebSocketName = setting(
         "auto",
-        choice(get_args(WebSocketName), {"websockets-sansio": "websockets is that"}),
+        choice(get_args(WebSocketName), same={"websockets-sansio": "websockets"}),
         _ROLL,
         "The WebSocket library; auto is websockets, wsproto has to be installed, none serves handshakes as HTTP.",
         uvicorn="ws",

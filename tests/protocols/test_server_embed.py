@@ -18,7 +18,7 @@ from support.embedded import Client, serving
 
 import procmgr
 from procmgr import Config, Server
-from procmgr.errors import AppError, BindError
+from procmgr.errors import AppError, BindError, ConfigError
 
 ROOT = Path(procmgr.__file__).parents[1]
 
@@ -352,3 +352,27 @@ def test_a_run_that_is_killed_leaves_no_daemon(tmp_path):
         wait_until_ready(process)
         process.kill()
         assert process.communicate(timeout=20)[0] == "shutdown\n"
+
+
+def test_a_wsgi_application_is_served_on_the_callers_loop(caplog):
+    pytest.importorskip("a2wsgi")
+
+    def wsgi(environ, start_response):
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"on"]
+
+    async def run():
+        async with serving(wsgi, interface="wsgi", threads=2) as server:
+            assert await get(server) == "on"
+
+    bounded(run())
+    assert "lifespan" not in caplog.text
+
+
+def test_a_missing_extra_is_one_line_and_nothing_is_served(monkeypatch):
+    async def run():
+        monkeypatch.setitem(sys.modules, "a2wsgi", None)
+        with pytest.raises(ConfigError, match=r"interface: wsgi needs a2wsgi: pip install 'procmgr\[wsgi\]'"):
+            await Server(Config(lambda environ, start_response: [], interface="wsgi", port=0)).serve()
+
+    bounded(run())

@@ -87,6 +87,7 @@ def test_any_text_is_read_or_refused_with_a_reason(entry, text):
         (types.surge(500), "2", Surge(2)),
         (types.surge(500), "25%", Surge(25, percent=True)),
         (types.choice(("info", "debug")), "INFO", "info"),
+        (types.choice(("info", "debug"), same={"verbose": "debug"}), "verbose", "debug"),
         (types.host(), "[::1]", "::1"),
         (types.host(), "example.org", "example.org"),
         (types.target(), "pkg.main:make.app", "pkg.main:make.app"),

@@ -78,6 +78,16 @@ def test_what_uvicorn_calls_absent_by_default_may_be_passed_as_such():
     )
 
 
+def test_none_is_never_for_pings_and_means_nothing_elsewhere():
+    settings = Config(app, ws_ping_interval=None, ws_ping_timeout=None, ws_max_size=None).settings.websocket
+    assert (settings.ws_ping_interval, settings.ws_ping_timeout, settings.ws_max_size) == (0, 0, 16_777_216)
+
+
+def test_words_of_uvicorns_mean_what_is_the_same_here():
+    settings = Config(app, ws="websockets-sansio", app_dir="").settings
+    assert (settings.websocket.ws, settings.app.app_dir) == ("websockets", "")
+
+
 @pytest.mark.parametrize(
     ("keywords", "error", "said"),
     [
