@@ -37,6 +37,7 @@ _MAX_VALUE: Final = 256
 _MAX_LINE: Final = 4096
 _PLAIN: Final = re.compile(r'[^\x20-\x7e]|["\\]')
 _TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
+_REQUEST_ID: Final = b"x-request-id"
 _NO_TRACE: Final = b"0" * 32
 
 
@@ -53,6 +54,11 @@ class Entry:
     lines: bytes = b""
     code: int | None = None
     received: int = 0
+
+    @property
+    def size(self) -> int:
+        """The size of the response's body; a WebSocket has none."""
+        return self.sent if self.code is None else 0
 
     def field(self, name: bytes) -> bytes:
         """Return the first value of a field of the request, cut."""
@@ -166,7 +172,9 @@ def render_json(entry: Entry) -> str:
         shown["response_bytes"] = entry.sent
     else:
         shown["websocket"] = {"code": entry.code, "received": entry.received, "sent": entry.sent}
-    for name, field in (("request_id", b"x-request-id"), ("user_agent", b"user-agent"), ("referer", b"referer")):
+    if request_id := entry.field(_REQUEST_ID) or entry.response_field(_REQUEST_ID):  # a framework may have made one up
+        shown["request_id"] = request_id.decode("latin-1")
+    for name, field in (("user_agent", b"user-agent"), ("referer", b"referer")):
         if value := entry.field(field):
             shown[name] = value.decode("latin-1")
     if trace := trace_id(entry.field(b"traceparent")):
@@ -270,8 +278,8 @@ _PIECES: Final[dict[str, Callable[[Entry], str]]] = {
     "q": lambda entry: _target(entry).partition("?")[2],
     "H": lambda entry: f"HTTP/{entry.request.version.decode()}",
     "s": lambda entry: str(entry.status),
-    "B": lambda entry: str(entry.sent),
-    "b": lambda entry: str(entry.sent or "-"),
+    "B": lambda entry: str(entry.size),
+    "b": lambda entry: str(entry.size or "-"),
     "f": lambda entry: _shown(entry.field(b"referer")),
     "a": lambda entry: _shown(entry.field(b"user-agent")),
     "T": lambda entry: str(int(entry.seconds)),
