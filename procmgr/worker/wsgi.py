@@ -1,11 +1,12 @@
-"""WSGI applications (PEP 3333) behind the ASGI 3 signature: a2wsgi runs each request in one of its threads.
+"""WSGI applications (PEP 3333) behind the ASGI 3 signature: a2wsgi makes their environ and runs them in its threads.
 
-Theory of operation. A `_Call` stands for one request, and on both sides of a2wsgi. On the loop's side it is what a2wsgi
-sends to, and takes everything to the end: a thread waits for room in a queue that would else be emptied no more once
-`send` has failed. That the client is gone, or what was wrong with a message, is told the thread when it comes with its
-next part. On the thread's side it is the application that a2wsgi calls, and holds what PEP 3333 asks of a server: the
-head waits for the first part of the body, and may be replaced until then; input is read as it is asked for, so a body
-is never in memory beyond what the connection buffers.
+Theory of operation. A `_Call` stands for one request. In a thread it is the application that a2wsgi calls, and does
+there what PEP 3333 asks of a server: the head waits for the first part of the body, and may be replaced until then;
+input is read as it is asked for, so a body is never in memory beyond what the connection buffers. Parts do not go by
+a2wsgi's queue, which costs a thread three waits for the loop in every request, and in which it waits for ever once
+`send` has failed. They are handed to the loop one by one: who brings the next part waits for the one before, and is
+told by an exception that the client is gone, or what was wrong with it. So a2wsgi must not send an end of its own: the
+call ends with `_Sent`.
 
 A thread cannot be cancelled. A request that is, at the end of a drain or of its time, leaves its thread behind, which
 learns of it with its next part, or never: where it hangs is logged. When no thread is left the worker is of no use.
@@ -22,14 +23,16 @@ import re
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 from urllib.parse import unquote_to_bytes
 
 from procmgr.errors import ClientDisconnected, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+    from concurrent.futures import Future
     from types import TracebackType
 
     Scope = MutableMapping[str, Any]
@@ -38,11 +41,9 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
     Environ = dict[str, Any]
     Write = Callable[[bytes], object]
-    Head = tuple[str, list[tuple[str, str]]]
     Bridge = Callable[[Scope, Receive, Send], Awaitable[None]]
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
-T = TypeVar("T")
 INSTALL: Final = "pip install 'procmgr[wsgi]'"
 _CALL: Final = "procmgr.call"
 _BLOCK: Final = 64 * 1024
@@ -123,28 +124,28 @@ class WSGI:
             log.warning("all %d threads are busy: a request has waited %g s for one", self._threads, _PATIENCE)
 
 
+class _Sent(Exception):  # noqa: N818 - no error
+    """The application has ended, and all that it sent is on its way."""
+
+
 class _Call:
-    """One request: what a2wsgi sends to in the loop, and what it calls and iterates in a thread."""
+    """One request, in the loop and in its thread."""
 
     __slots__ = (
         "_app",
         "_begun",
+        "_complete",
         "_head",
+        "_left",
         "_loop",
-        "_parts",
         "_receive",
         "_send",
-        "_start",
-        "_write",
+        "_sending",
         "error",
         "gone",
         "thread",
         "waiting",
     )
-
-    _parts: Iterable[bytes]
-    _start: Callable[..., Write]
-    _write: Write
 
     def __init__(
         self, app: Callable[..., Iterable[bytes]], receive: Receive, send: Send, loop: asyncio.AbstractEventLoop
@@ -153,8 +154,10 @@ class _Call:
         self._receive = receive
         self._send = send
         self._loop = loop
-        self._head: Head | None = None
-        self._begun = False
+        self._head: Message | None = None
+        self._left: int | None = None
+        self._begun = self._complete = False
+        self._sending: Future[None] | None = None
         self.error: BaseException | None = None
         self.gone: BaseException | None = None
         """Why nothing more can be sent; the thread is to end by it."""
@@ -166,21 +169,21 @@ class _Call:
     async def run(self, bridge: Bridge, scope: Scope) -> None:
         """Run to the thread's end; what was raised is in `error`: SystemExit must not reach the loop."""
         try:
-            await bridge(scope, self._receive, self.send)
+            try:
+                with suppress(_Sent):
+                    await bridge(scope, self._receive, self._send)
+            finally:
+                if self._sending is not None:  # before it is told how the application ended
+                    await asyncio.wrap_future(self._sending)
         except BaseException as error:  # noqa: BLE001 - see above
             self.error = error
-        if self.error is None:
-            self.error = self.gone
-        if self.waiting is not None:
-            self.waiting.cancel()
+        self._started()
 
-    async def send(self, message: Message) -> None:
-        """Send on, as long as that can be done."""
-        if self.gone is None:
-            try:
-                await self._send(message)
-            except Exception as error:  # noqa: BLE001 - it is raised in the thread
-                self.gone = error
+    async def _deliver(self, head: Message | None, part: bytes, more: bool) -> None:  # noqa: FBT001 - hot path
+        self._go_on()
+        if head is not None:
+            await self._send(head)
+        await self._send({"type": "http.response.body", "body": part, "more_body": more})
 
     async def _next(self) -> Message:
         return await self._receive()
@@ -191,30 +194,32 @@ class _Call:
 
     # -- in the thread -------------------------------------------------------------------------------------------
 
-    def respond(self, environ: Environ, start: Callable[..., Write]) -> _Call:
-        """Call the application; `start` is a2wsgi's start_response. What is returned is iterated, then closed."""
+    def respond(self, environ: Environ) -> NoReturn:
+        """Run the application; raises what it raises, in the end `_Sent`."""
         self.thread = threading.get_ident()  # first: who cancels sets `gone` and then looks here
         self._go_on()
         if self.waiting is not None:
             self._loop.call_soon_threadsafe(self._started)
-        self._start = start
         environ["wsgi.input"] = io.BufferedReader(_Body(self))
-        self._parts = _result(self._app, environ, self.start_response)
-        return self
+        try:
+            self._send_all(self._app(environ, self.start_response))
+        except StopIteration as error:  # as in generators (PEP 479): a future takes any but that, and hangs
+            raise RuntimeError("the application raised StopIteration") from error
+        raise _Sent
 
-    def __iter__(self) -> Iterator[bytes]:
-        for part in self._parts:
-            if not isinstance(part, bytes):
-                raise TypeError(f"the application gave {type(part).__name__} as a part of its body; expected bytes")
-            if part:
-                self._begin()
-                yield part
-        self._begin()
-
-    def close(self) -> None:
-        """Tell the application that the response is over (PEP 3333: always)."""
-        if (close := getattr(self._parts, "close", None)) is not None:
-            _result(close)
+    def _send_all(self, parts: Iterable[bytes]) -> None:
+        """Send the body; tell the application in any case that it is over."""
+        try:
+            for part in parts:
+                if not isinstance(part, bytes):
+                    raise TypeError(f"the application gave {type(part).__name__} as a part of its body, not bytes")
+                if part:
+                    self.write(part)
+            if not self._complete:
+                self._hand_over(b"", more=False)
+        finally:
+            if (close := getattr(parts, "close", None)) is not None:
+                close()
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> Write:
         """Take the head, or with `exc_info` another; that is raised if the first is on its way."""
@@ -228,14 +233,17 @@ class _Call:
             raise RuntimeError("start_response() was called again without exc_info")
         if not _STATUS.match(status):
             raise ValueError(f"bad status {status!r:.100}; expected a code and a reason, as in '200 OK'")
-        self._head = status[:3], list(headers)
+        fields = [(name.encode("latin-1").lower(), value.encode("latin-1")) for name, value in headers]
+        length = next((value for name, value in fields if name == b"content-length"), b"")
+        self._left = int(length) if length.isdigit() else None
+        self._head = {"type": "http.response.start", "status": int(status[:3]), "headers": fields}
         return self.write
 
     def write(self, data: bytes) -> None:
-        """Send a part of the body, as old applications do."""
-        self._begin()
-        if data:
-            self._write(data)
+        """Send a part of the body; the one that is the last by Content-Length ends the response."""
+        if self._left is not None:
+            self._left -= len(data)
+        self._hand_over(data, more=self._left != 0)
 
     def more(self) -> tuple[bytes, bool]:
         """Return a further part of the request's body, and whether it was the last; raises `ClientDisconnected`."""
@@ -245,16 +253,19 @@ class _Call:
             raise ClientDisconnected("the client went in the middle of its request")
         return message["body"], not message["more_body"]
 
-    def _begin(self) -> None:
-        """Send the head if that was not done, and go on only if somebody waits for more."""
-        self._go_on()
-        if self._begun:
-            return
+    def _hand_over(self, part: bytes, *, more: bool) -> None:
+        """Give a part to the loop, with the head if it is the first, once the part before has been sent."""
         if self._head is None:
             raise RuntimeError("the application did not call start_response() before its body")
-        self._begun = True
-        status, headers = self._head
-        self._write = self._start(f"{status} -", headers)
+        if self._complete:
+            raise RuntimeError("more bytes of body than content-length says")
+        if self._sending is not None:
+            sending, self._sending = self._sending, None
+            sending.result()
+        self._go_on()
+        head = None if self._begun else self._head
+        self._begun, self._complete = True, not more
+        self._sending = asyncio.run_coroutine_threadsafe(self._deliver(head, part, more), self._loop)
 
     def _go_on(self) -> None:
         if self.gone is not None:
@@ -297,7 +308,7 @@ class _FileWrapper:
             yield block
 
 
-def _call(environ: Environ, start: Callable[..., Write]) -> _Call:
+def _call(environ: Environ, _start_response: Callable[..., Write]) -> NoReturn:
     """Be the application that a2wsgi knows, for the call in the scope."""
     scope = environ["asgi.scope"]
     call = cast("_Call", scope.pop(_CALL))
@@ -309,15 +320,7 @@ def _call(environ: Environ, start: Callable[..., Write]) -> _Call:
     environ["wsgi.errors"] = sys.stderr
     environ["wsgi.file_wrapper"] = _FileWrapper
     environ["wsgi.input_terminated"] = True
-    return call.respond(environ, start)
-
-
-def _result(function: Callable[..., T], *arguments: object) -> T:
-    """Call; StopIteration becomes another error, as in generators (PEP 479): a future takes any but that, and hangs."""
-    try:
-        return function(*arguments)
-    except StopIteration as error:
-        raise RuntimeError("the application raised StopIteration") from error
+    call.respond(environ)
 
 
 def _exact_path(scope: Scope) -> str:
