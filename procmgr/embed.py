@@ -32,12 +32,13 @@ from procmgr.scoreboard import detached_row
 from procmgr.sockets.listener import local_address
 from procmgr.worker import server as worker
 from procmgr.worker.app import adapt, how, load
+from procmgr.worker.loops import loop_factory
 from procmgr.worker.tls import context_alone
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
 
     from procmgr.worker.app import ASGIApp
@@ -170,7 +171,7 @@ class Server:
     def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve in a loop of its own until stopped, on the main thread by TERM or INT. Raises as `serve`."""
         self._handle_signals = True
-        with asyncio.Runner(loop_factory=_loop_factory(self.config.settings.app.loop)) as runner:
+        with asyncio.Runner(loop_factory=loop_factory(self.config.settings.app)) as runner:
             runner.run(self.serve(sockets))
 
     async def serve(self, sockets: Sequence[socket.socket] | None = None) -> None:
@@ -389,14 +390,6 @@ def _flush(setup: logs.LogSetup) -> None:
     setup.error_writer.close(_FLUSH_SECONDS)
     if setup.access is not None:
         setup.access.close(_FLUSH_SECONDS)
-
-
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name == "asyncio":
-        return asyncio.new_event_loop
-    import uvloop  # noqa: PLC0415 - only where it is used
-
-    return uvloop.new_event_loop
 
 
 def _whole(error: ProcmgrError) -> str:

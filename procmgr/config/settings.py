@@ -19,6 +19,7 @@ from procmgr.config.development import DevelopmentSettings, HookSettings
 from procmgr.config.health import HealthSettings
 from procmgr.config.limits import LimitSettings
 from procmgr.config.log import LogSettings
+from procmgr.config.loops import loop
 from procmgr.config.proxy import ProxySettings
 from procmgr.config.tls import TLSSettings
 from procmgr.config.types import (
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 Interface = Literal["auto", "asgi3", "asgi2", "wsgi"]
 Lifespan = Literal["auto", "on", "off"]
-LoopName = Literal["auto", "asyncio", "uvloop"]
 HTTPName = Literal["auto", "h11", "httptools"]
 
 DEFAULT_HOST: Final = "127.0.0.1"
@@ -62,7 +62,6 @@ _MILLIARD: Final = 1_000_000_000
 _LIVE: Final = Applies.LIVE
 _ROLL: Final = Applies.ROLL
 _RESTART: Final = Applies.RESTART
-_WINDOWS: Final = "that is for Windows, procmgr runs on Linux"
 _ABSENT: Final = "that is not available in this version"
 
 
@@ -132,11 +131,11 @@ class AppSettings:
         _ROLL,
         "With preload, never free what was imported: reading it then copies no memory. Needs Python 3.12.",
     )
-    loop: LoopName = setting(
+    loop: str = setting(
         "auto",
-        choice(get_args(LoopName), {"iocp": _WINDOWS, "winloop": _WINDOWS, "proactor": _WINDOWS, "zuvloop": _ABSENT}),
+        loop(),
         _ROLL,
-        "The event loop; auto is uvloop.",
+        "The event loop; auto is uvloop, MODULE:ATTR a function that makes another.",
         uvicorn="loop",
         gunicorn="asgi_loop",
     )

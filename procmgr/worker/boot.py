@@ -32,6 +32,7 @@ from procmgr.worker import hooks
 from procmgr.worker.app import how, load
 from procmgr.worker.debugging import watch_for_debugger
 from procmgr.worker.freshness import changed_since
+from procmgr.worker.loops import loop_factory
 from procmgr.worker.protocols.upgrade import upgrade_for
 from procmgr.worker.server import Server
 from procmgr.worker.tls import context_of
@@ -116,7 +117,7 @@ def preimport(settings: Settings) -> None:
     upgrade_for(settings.websocket)
     if settings.app.interface == "wsgi":
         importlib.import_module("a2wsgi")
-    if settings.app.loop != "asyncio":
+    if settings.app.loop in {"auto", "uvloop"}:
         import uvloop  # noqa: F401, PLC0415 - only where it will be used
 
 
@@ -195,6 +196,7 @@ def check(settings: Settings, privileges: Privileges | None, environ: Mapping[st
         prepare(settings, privileges, environ, cwd)
         process.set_pdeathsig(signal.SIGKILL)  # who asked is gone: nobody waits for the answer
         load_app(settings)
+        loop_factory(settings.app)
     except AppError as error:
         detail = f"{error.detail.rstrip()}\n" if error.detail else ""
         sys.stderr.write(f"{detail}procmgr: error: {error}\n")
@@ -286,7 +288,7 @@ def _serve(birth: Birth, ending: Ending, find: Callable[[], ASGIApp]) -> int:
     if (newer := changed_since(birth.began, but=known)) is not None:
         birth.channel.send(messages.CodeNewer(newer))
     os.register_at_fork(after_in_child=lambda: _leave_to_parent(birth))
-    runner = ending.stack.enter_context(asyncio.Runner(loop_factory=_loop_factory(birth.settings.app.loop)))
+    runner = ending.stack.enter_context(asyncio.Runner(loop_factory=loop_factory(birth.settings.app)))
     worker = _Worker(birth, app, tls)
     try:
         return _run_to_its_end(runner.get_loop(), worker)
@@ -319,14 +321,6 @@ def _leave_to_parent(birth: Birth) -> None:
         if listener.sock.fileno() >= 0:
             os.close(listener.sock.detach())  # close() waits for the event loop, which uses the socket, to let go of it
     birth.channel.close()
-
-
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name == "asyncio":
-        return asyncio.new_event_loop
-    import uvloop  # noqa: PLC0415 - already imported by the arbiter, and only where it is used
-
-    return uvloop.new_event_loop
 
 
 def _cannot_start(channel: messages.Channel, error: ProcmgrError, detail: str) -> int:

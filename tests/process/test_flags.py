@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from support.daemon import run
 from websockets.sync.client import connect
 
 SCOPE = """
@@ -136,3 +137,53 @@ def test_a_websocket_has_a_line_in_every_format(serve, form, pattern):
         websocket.recv(timeout=20)
     (line,) = lines(daemon, 1)
     assert re.fullmatch(pattern, line), line
+
+
+LOOPS = """
+import asyncio
+from support.testapp import app
+
+class Loop(asyncio.SelectorEventLoop):
+    pass
+
+def make():
+    print("made by make", flush=True)
+    return Loop()
+
+def fails():
+    raise RuntimeError("no loop today")
+
+nothing = lambda: None
+number = 3
+"""
+
+
+def test_a_loop_may_be_made_by_a_function(serving):
+    daemon = serving("--loop", "site_app:make", source=LOOPS)
+    assert daemon.get("/x")["path"] == "/x"
+    assert "made by make" in daemon.output
+    daemon.reload()
+    assert daemon.get("/x")["path"] == "/x"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("fails", 3, "loop 'site_app:fails' failed: RuntimeError: no loop today"),
+        ("nothing", 3, "loop 'site_app:nothing' returned a NoneType; expected an event loop"),
+        ("number", 3, "loop 'site_app:number' cannot be called"),
+        ("absent", 4, "no attribute 'absent' for loop 'site_app:absent'"),
+    ],
+)
+def test_a_loop_that_cannot_be_made_is_an_application_that_fails(launch, write_app, tmp_path, name, code, said):
+    app = write_app(LOOPS)
+    daemon = launch("--app-dir", str(tmp_path), "--boot-attempts", "1", "--loop", f"site_app:{name}", app=app)
+    assert daemon.join() == code
+    assert said in daemon.log
+
+
+def test_check_config_looks_for_the_loop_too(write_app, tmp_path):
+    app = write_app(LOOPS)
+    for name, code in (("make", 0), ("absent", 4)):
+        done = run("--check-config", "--app-dir", str(tmp_path), "--loop", f"site_app:{name}", app)
+        assert done.returncode == code, done.stderr
