@@ -12,36 +12,40 @@ import difflib
 import os.path
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final
 
 from procmgr.config.kind import BadValue, Kind, show
 from procmgr.config.peers.gunicorn import HOOKS, OPTIONS, SETTINGS
-from procmgr.config.settings import TABLE, Interface
+from procmgr.config.settings import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-WSGI: Final = "wsgi" in get_args(Interface)
-_FOR_WSGI: Final = (
-    'a WSGI application needs interface = "wsgi"'
-    if WSGI
-    else "a WSGI application has to be wrapped as ASGI, by a2wsgi say"
-)
 _COMBINED: Final = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 _PORT: Final = "8000"
+_FOR_WSGI: Final = 'a WSGI application needs interface = "wsgi"'
+_THREADED: Final = frozenset({"sync", "SyncWorker", "gthread", "ThreadWorker"})
 _PATHS: Final = frozenset(
     {"pidfile", "certfile", "keyfile", "ca_certs", "accesslog", "errorlog", "logconfig", "logconfig_json"}
 )
 _NUMBERS: Final = frozenset(
     {
-        *("workers", "backlog", "timeout", "graceful_timeout", "keepalive", "max_requests", "max_requests_jitter"),
+        *(
+            "workers",
+            "threads",
+            "backlog",
+            "timeout",
+            "graceful_timeout",
+            "keepalive",
+            "max_requests",
+            "max_requests_jitter",
+        ),
         *("limit_request_line", "limit_request_fields", "worker_connections", "websocket_max_message_size"),
     }
 )
 # What gunicorn does by default and procmgr always, or neither.
 _USUAL: Final[Mapping[str, object]] = MappingProxyType(
     {
-        "threads": 1,
         "protocol": "http",
         "http_protocols": "h1",
         "http2_cleartext": "off",
@@ -59,7 +63,6 @@ _DEFAULTS: Final[Mapping[str, tuple[str, object]]] = MappingProxyType(
         "keepalive": ("keep_alive", 2.0),
         "limit_request_line": ("limit_request_line", 4094),
         "limit_request_fields": ("limit_request_fields", 100),
-        "forwarded_allow_ips": ("forwarded_allow_ips", ("127.0.0.1", "::1")),
     }
 )
 _ACCESS: Final = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog")
@@ -310,7 +313,7 @@ def _application(made: Translation, given: Mapping[str, object]) -> None:
 
 
 def _worker_class(made: Translation, given: Mapping[str, object]) -> None:
-    """Take the kind of worker: procmgr has one, which serves ASGI."""
+    """Take the kind of worker: procmgr has one, which serves ASGI, and WSGI in threads."""
     value = given.get("worker_class")
     known = next(iter(value.values()), "") if isinstance(value, dict) else value
     kind = str(known or "").rpartition(".")[2]
@@ -323,10 +326,10 @@ def _worker_class(made: Translation, given: Mapping[str, object]) -> None:
         made.remarks["worker_class"] = f"{kind}: what its CONFIG_KWARGS say are settings here, of the same names"
     elif not kind:
         made.remarks["worker_class"] = f"not in the file: nothing to do for an ASGI application; {_FOR_WSGI}"
-    elif WSGI:
-        made.put("interface", "wsgi")
     else:
-        made.remarks["worker_class"] = f"{kind}: {_FOR_WSGI}"
+        made.put("interface", "wsgi")
+        if kind in _THREADED and "threads" not in given:
+            made.put("threads", 1)  # gunicorn's default: the application may not be made for more
 
 
 def _logs(made: Translation, given: Mapping[str, object]) -> None:

@@ -128,7 +128,7 @@ MISTAKES = [
     (
         ["--worker-connections=4", "a:b"],
         2,
-        "--worker-connections is not an option of procmgr: use --limit-concurrency",
+        "--worker-connections is not an option of procmgr: use --limit-connections",
     ),
     (
         ["--logger-class", "x", "a:b"],

@@ -14,7 +14,7 @@ from procmgr.cli import from_gunicorn
 from procmgr.cli.from_gunicorn import execute, read
 from procmgr.cli.options import parse
 from procmgr.config import sources
-from procmgr.config.from_gunicorn import WSGI, translate
+from procmgr.config.from_gunicorn import translate
 from procmgr.config.peers.gunicorn import HOOKS, SETTINGS
 from procmgr.config.resolve import Invocation, resolve
 from procmgr.config.sources import File
@@ -237,9 +237,14 @@ def test_the_kind_of_worker_is_judged(translated, kind, said):
     assert bool(said) is ("#   worker_class:" in text)
 
 
-def test_a_worker_for_wsgi_makes_an_interface_or_a_remark():
-    made = translate({"worker_class": "gthread"}, {})
-    assert made.lines["interface"] == '"wsgi"' if WSGI else "WSGI" in made.remarks["worker_class"]
+@pytest.mark.parametrize(
+    ("text", "threads"),
+    [("worker_class = 'sync'", 1), ("worker_class = 'gthread'\nthreads = '4'", 4), ("worker_class = 'gevent'", 10)],
+)
+def test_workers_for_wsgi_are_its_interface_with_as_many_threads(translated, text, threads):
+    settings, text = translated(text)
+    assert (settings.app.interface, settings.app.threads) == ("wsgi", threads)
+    assert "worker_class:" not in text
 
 
 def test_the_h11_worker_is_the_parser_and_the_loop(translated):

@@ -12,11 +12,11 @@ _OPTIONS: Final = """
 --port | port |
 --uds | uds |
 --uds-permissions | bind | `--bind unix:PATH,mode=0660`
---interface | interface | ASGI; no `rsgi`, no `asginl`: that is `--lifespan off`
+--interface | interface | `wsgi` too; no `rsgi`, no `asginl`: that is `--lifespan off`
 --http | | HTTP/1.1; a proxy in front speaks HTTP/2
 --ws --no-ws | ws | off is `--ws none`
 --workers | workers |
---blocking-threads | | asyncio's own thread pool
+--blocking-threads | threads | for WSGI; of ASGI applications asyncio's own thread pool
 --blocking-threads-idle-timeout | | asyncio's own thread pool
 --runtime-threads | | one event loop in a worker; more `--workers`
 --runtime-blocking-threads | | one event loop in a worker; more `--workers`

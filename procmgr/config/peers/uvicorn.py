@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, get_args
+from typing import Final
 
 from procmgr.config.peers.model import Peer, Trait, by_flag
-from procmgr.config.settings import Interface
 
 _FLAGS: Final = """
 --host --port --uds --fd --reload --reload-dir --reload-include --reload-exclude --reload-delay --workers --loop --http
@@ -25,14 +24,15 @@ NOTES: Final = {
     "--reload": "goes with `--workers`",
     "--reload-exclude": "a directory may be relative",
     "--loop": "no `zuvloop`",
-    "--http": "no `zttp`",
-    "--ws": "`websockets-sansio` is `websockets`",
+    "--http": "no `zttp`, and no class of your own",
+    "--ws": "`websockets-sansio` is `websockets`; no class of your own",
     "--ws-max-queue": "counts for both libraries, and 1 MiB is the bound too",
     "--ws-ping-interval": "0 is never",
     "--ws-ping-timeout": "0 is never",
+    "--interface": "`auto` refuses WSGI and says so; `wsgi` needs `procmgr[wsgi]`, and no `--lifespan on`",
     "--env-file": "needs `procmgr[dotenv]`",
     "--log-config": "`.toml` too; what it says of `uvicorn.*` holds for `procmgr.*`",
-    "--forwarded-allow-ips": "default `127.0.0.1`, without `::1`; `unix` for Unix sockets",
+    "--forwarded-allow-ips": "addresses, networks, `*`, and `unix` for all Unix sockets",
     "--limit-concurrency": "counts running requests, not connections; 0 is no limit",
     "--limit-max-requests": "the replacement serves first; 0 is never",
     "--timeout-graceful-shutdown": "default 30 s, not without end",
@@ -43,8 +43,6 @@ NOTES: Final = {
     "--h11-max-incomplete-event-size": "both parsers: `--limit-request-head`",
     "--help": "`-h` too",
 }
-if "wsgi" not in get_args(Interface):
-    NOTES["--interface"] = "no `wsgi`"
 
 TRAITS: Final = (
     Trait(
