@@ -30,16 +30,8 @@ _PATHS: Final = frozenset(
 )
 _NUMBERS: Final = frozenset(
     {
-        *(
-            "workers",
-            "threads",
-            "backlog",
-            "timeout",
-            "graceful_timeout",
-            "keepalive",
-            "max_requests",
-            "max_requests_jitter",
-        ),
+        *("workers", "threads", "backlog", "timeout", "graceful_timeout", "keepalive"),
+        *("max_requests", "max_requests_jitter"),
         *("limit_request_line", "limit_request_fields", "worker_connections", "websocket_max_message_size"),
     }
 )

@@ -15,6 +15,7 @@ from support.load import Load
 from procmgr.errors import ExitCode
 
 pytest.importorskip("a2wsgi")
+pytest.importorskip("flask")
 
 NUMBERS = "".join(f"{number}\n" for number in range(100)).encode()
 FILE = bytes(range(256)) * 4000
@@ -37,7 +38,6 @@ def ask(daemon, method, path, body=None, headers=None, *, chunked=False):
 
 @pytest.mark.parametrize("parser", ["httptools", "h11"])
 def test_a_flask_application_is_served(serve, parser):
-    pytest.importorskip("flask")
     daemon = serve("--interface", "wsgi", "-w", "2", "--http", parser, app=FLASK)
     answered = json.loads(ask(daemon, "GET", "/?a=1")[1])
     assert answered.items() >= {"method": "GET", "query": {"a": "1"}, "remote": "127.0.0.1"}.items()
