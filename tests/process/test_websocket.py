@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import zlib
 from contextlib import ExitStack
-from pathlib import Path
 from signal import SIGTERM
 
 import pytest
@@ -150,16 +149,6 @@ def test_over_tls_messages_and_both_sides_closes_are_as_without(serve, dial, tmp
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def resident(pid):
-    """Return what a process holds and its peak since `forget_peak`, KiB."""
-    status = proc.status(pid)
-    return int(status["VmRSS"][0]), int(status["VmHWM"][0])
-
-
-def forget_peak(pid):
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
 def attack(daemon, fields, bytes_to_send):
     """Send bytes to an application that takes nothing, as long as the server reads; return by how much it grew."""
     (worker,) = daemon.workers()
@@ -167,8 +156,8 @@ def attack(daemon, fields, bytes_to_send):
     warm.sock.sendall(handshake(fields, line=b"GET /deaf HTTP/1.1\r\n"))
     assert b" 101 " in warm.sock.recv(65_536)
     deaf = daemon.probe.wait("deaf")
-    forget_peak(worker)
-    before, _ = resident(worker)
+    proc.forget_peak(worker)
+    before, _ = proc.resident(worker)
     sock = warm.sock
     sock.settimeout(0.5)
     sent = 0
@@ -178,7 +167,7 @@ def attack(daemon, fields, bytes_to_send):
     except TimeoutError:
         pass
     daemon.get()  # the loop is free, so it has done with what it read
-    _, peak = resident(worker)
+    _, peak = proc.resident(worker)
     sock.close()
     deaf.release()
     return peak - before, sent

@@ -186,3 +186,14 @@ def limit(pid: int, name: str) -> tuple[str, str]:
     rows = Path(f"/proc/{pid}/limits").read_text().splitlines()
     soft, hard = next(row[len(name) :].split()[:2] for row in rows if row.startswith(name))
     return soft, hard
+
+
+def resident(pid: int) -> tuple[int, int]:
+    """Return what a process holds and its peak since `forget_peak`, KiB."""
+    rows = status(pid)
+    return int(rows["VmRSS"][0]), int(rows["VmHWM"][0])
+
+
+def forget_peak(pid: int) -> None:
+    """Let the peak of what a process holds begin anew (proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import socket
+import struct
 import sys
 import termios
 from dataclasses import dataclass
@@ -63,6 +64,9 @@ BLOCKED: Final = 2.0
 
 IDLE_LINGER: Final = 0.05
 """The same for a connection closed at a stop while it was idle: it has no response to lose."""
+
+
+_WITHOUT_LINGERING: Final = struct.pack("ii", 1, 0)
 
 
 class Phase(Enum):
@@ -293,6 +297,13 @@ class Connection(asyncio.BaseProtocol):
         if self.phase is not Phase.GONE:
             self.transport.abort()
 
+    def reset(self) -> None:
+        """Close at once and take back what the kernel has for the peer, who would have it at his pace (socket(7))."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _WITHOUT_LINGERING)
+        self.abort()
+
     def _linger_over(self) -> None:
         again = self.due(self.context.loop.time() + LINGER)
         if again is not None:
@@ -304,7 +315,7 @@ class Connection(asyncio.BaseProtocol):
             return None
         waiting = self.unsent()
         if self._takes_too_slowly(now, waiting):
-            self.abort()
+            self.reset()
             return None
         if self.phase is Phase.OPEN:
             return self.busy_due(now) if self.busy else self.waiting_due(now)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from procmgr.worker.cycle import SENT
 from procmgr.worker.protocols.framing import Refused
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ def limit_requests(kind: type[Http1Connection]) -> type[Http1Connection]:
                 return None if again is None else min(again, self._over_at)
             cycle = self.cycle
             late = Refused(503, "the response took too long") if cycle.body_ended else Refused(408, "the body is late")
+            begun = cycle.state >= SENT
             self._refuse(late, cycle.request.head)
+            if begun and self.unsent():
+                self.reset()  # it would take the rest as slowly
             if cycle.task is not None:
                 # Not at once: cancelled before its first step it would not account for its end.
                 self.context.loop.call_soon(cycle.task.cancel)
