@@ -1,4 +1,4 @@
-# make demo | test | lint | coverage | autobahn | bench | faults | month | mutants
+# make demo | test | lint | coverage | autobahn | fuzz | bench | faults | month | mutants
 #
 # Each target installs what it needs into a virtual environment of its own and
 # nowhere else: .venv for the default python3, .venv-X.Y for another PYTHON.
@@ -11,6 +11,7 @@ BENCH ?=
 FAULTS ?=
 MONTH ?= --days 30 --seed 1
 MUTANTS ?= --jobs 2
+FUZZ ?= --seconds 60
 
 ifeq ($(PYTHON),python3)
 VENV := .venv
@@ -28,7 +29,7 @@ endef
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test lint coverage autobahn bench faults month mutants
+.PHONY: help demo test lint coverage autobahn fuzz bench faults month mutants
 
 help:
 	@echo 'make demo      serve the example with 2 workers on 127.0.0.1:$(PORT)   (PORT=8001 for another port)'
@@ -36,6 +37,7 @@ help:
 	@echo 'make lint      ruff, mypy --strict, import-linter'
 	@echo 'make coverage  run all tests, slowly, and show which lines and branches they reach'
 	@echo 'make autobahn  run all WebSocket cases of Autobahn; make test leaves the longest out'
+	@echo 'make fuzz      feed both parsers what atheris makes up           (FUZZ="--seconds 600" for longer)'
 	@echo 'make bench     measure against uvicorn, gunicorn and granian      (BENCH="--help" for options)'
 	@echo 'make faults    reload, kill, hang and break them under load      (FAULTS="--help" for options)'
 	@echo 'make month     30 simulated days of trouble for the pool         (MONTH="--days 3 --seed 7" for others)'
@@ -72,6 +74,9 @@ bench:
 autobahn: $(VENV)/.dev
 	AUTOBAHN=1 $(BIN)/python -m pytest tests/process/test_autobahn.py
 
+fuzz: $(VENV)/.fuzz
+	PYTHONPATH=tests nice -n 10 $(BIN)/python -m fuzz $(FUZZ)
+
 faults:
 	$(check_python)
 	PYTHONPATH=tests exec $(PYTHON) -m bench.faults $(FAULTS)
@@ -94,4 +99,9 @@ $(VENV)/.run: pyproject.toml
 $(VENV)/.dev: $(VENV)/.run
 	@echo 'Installing the test and lint tools into $(VENV) (once) ...'
 	@$(PIP) install -e . --group lint --group test
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	@echo 'Installing atheris into $(VENV) (once) ...'
+	@$(PIP) install --group fuzz
 	@touch $@
