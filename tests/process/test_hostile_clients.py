@@ -171,3 +171,20 @@ def test_a_flood_of_connections_is_bounded_and_what_waits_is_served_in_the_end(s
     finally:
         for sock in socks:
             sock.close()
+
+
+def test_as_many_requests_run_as_may_and_more_are_told_when_to_come_again(serve):
+    daemon = serve("--limit-concurrency", "3", app=APP)
+    held = [daemon.connect() for _ in range(3)]
+    for connection in held:
+        connection.request("GET", "/stay")
+    running = [daemon.probe.wait("running") for _ in held]
+    for _ in range(2):
+        response, _ = daemon.connect().get("/")
+        assert (response.status, response.headers["retry-after"], response.headers["connection"]) == (503, "1", "close")
+    idle = daemon.connect()
+    running.pop().release()
+    assert proc.eventually(lambda: daemon.connect().get("/")[0].status == 200)
+    assert idle.get("/")[0].status == 200, "a connection that waits does not count"
+    for visit in running:
+        visit.release()

@@ -176,3 +176,128 @@ def test_names_with_underscores_pass_unless_they_could_be_taken_for_one_that_is_
 
     run(main())
     assert seen == [KEPT[underscores]] * 2
+
+
+# -- each bound is exact, and has its own status ---------------------------------------------------------------------
+
+H = b"Host: a\r\n"
+BOUNDS = Limits(request_line=100, fields=5, head=1024, body_size=100, chunk_framing=50, trailers=64, pipelined=100)
+
+
+def line_of(size):
+    return b"GET /".ljust(size - 9, b"a") + b" HTTP/1.1\r\n" + H + b"\r\n"
+
+
+def head_of(size):
+    head = b"GET / HTTP/1.1\r\n" + H + b"A: \r\n\r\n"
+    return head.replace(b"A: ", b"A: " + b"b" * (size - len(head)))
+
+
+def chunks(data):
+    return b"POST / HTTP/1.1\r\n" + H + b"Transfer-Encoding: chunked\r\n\r\n" + data
+
+
+EXACT = {
+    "request line": (line_of, 100, 414),
+    "fields": (lambda count: b"GET / HTTP/1.1\r\n" + H + b"A: b\r\n" * (count - 1) + b"\r\n", 5, 431),
+    "head": (head_of, 1024, 431),
+    "body": (lambda size: b"POST / HTTP/1.1\r\n" + H + b"Content-Length: %d\r\n\r\n" % size + b"x" * size, 100, 413),
+    "body in chunks": (lambda size: chunks(b"1\r\nx\r\n" * size + b"0\r\n\r\n"), 100, 413),
+    "chunk framing": (lambda size: chunks(b"1;" + b"a" * (size - 4) + b"\r\nx\r\n0\r\n\r\n"), 50 + 32, 413),
+    "chunk framing, summed": (lambda size: chunks((b"1;" + b"a" * 39 + b"\r\nx\r\n") * size + b"0\r\n\r\n"), 4, 413),
+    "trailers": (lambda size: chunks(b"0\r\nA: " + b"b" * (size - 7) + b"\r\n\r\n"), 64, 431),
+}
+
+
+@pytest.mark.parametrize("what", EXACT)
+def test_what_is_as_large_as_it_may_be_is_served_and_one_more_is_refused_with_its_status(codec, what):
+    make, most, status = EXACT[what]
+
+    async def main():
+        async with serving(responding(), codec, limits=BOUNDS) as server:
+            client = await server.connect()
+            client.send(make(most))
+            assert (await client.reply()).status == 200
+            client.send(make(most + 1))
+            reply = await client.reply()
+            assert (reply.status, reply.header("connection")) == (status, "close")
+            assert await client.rest() == b""
+
+    run(main())
+
+
+def test_a_body_left_unread_keeps_the_connection_up_to_the_bound(codec):
+    async def app(scope, receive, send):
+        await send(START)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def main():
+        async with serving(app, codec, limits=Limits(discard=10)) as server:
+            client = await server.connect()
+            for size, last in ((10, None), (11, "close")):
+                client.send(b"POST / HTTP/1.1\r\n" + H + b"Content-Length: %d\r\n\r\n" % size)
+                assert (await client.reply()).header("connection") == last
+                client.send(b"x" * size)
+            assert await client.rest() == b""
+
+    run(main())
+
+
+def test_chunks_left_unread_end_the_connection_beyond_the_bound_and_are_never_a_request(codec):
+    async def app(scope, receive, send):
+        await send(START)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def main(size):
+        async with serving(app, codec, limits=Limits(discard=1000)) as server:
+            client = await server.connect()
+            client.send(chunks(b""))
+            assert (await client.reply()).status == 200
+            inside = (GET * 50)[:size]
+            client.send(b"%x\r\n%b\r\n0\r\n\r\n" % (size, inside) + GET)
+            client.shut()
+            return (await client.rest()).count(b"HTTP/1.1 200 ")
+
+    assert (run(main(1000)), run(main(1001))) == (1, 0)
+
+
+@pytest.mark.parametrize("bound", [0, 1, 100])
+def test_pipelined_requests_are_all_answered_however_few_of_them_are_kept(codec, bound):
+    async def main():
+        async with serving(responding(), codec, limits=Limits(pipelined=bound)) as server:
+            client = await server.connect()
+            client.send(GET * 500)
+            for _ in range(500):
+                assert (await client.reply()).status == 200
+            client.send(chunks(b"1\r\nx\r\n0\r\n\r\n") * 20)
+            for _ in range(20):
+                assert (await client.reply()).status == 200
+
+    run(main())
+
+
+def test_each_bound_is_a_setting():
+    from procmgr.config.limits import LimitSettings
+    from procmgr.config.settings import HTTPSettings
+    from procmgr.worker.server import _limits
+
+    names = {
+        "limit_request_line": "request_line",
+        "limit_request_fields": "fields",
+        "limit_request_head": "head",
+        "limit_request_body": "body_size",
+        "limit_chunk_framing": "chunk_framing",
+        "limit_request_trailers": "trailers",
+        "limit_unread_body": "discard",
+        "limit_pipelined": "pipelined",
+        "limit_connections": "connections",
+        "timeout_request_head": "head_time",
+        "timeout_request": "request_time",
+        "min_transfer_rate": "rate",
+    }
+    values = {name: 2000 + number for number, name in enumerate(names)}
+    limits = _limits(HTTPSettings(limit_concurrency=7), LimitSettings(**values))
+    assert {name: getattr(limits, field) for name, field in names.items()} == values
+    assert limits.concurrency == 7
+    defaults = _limits(HTTPSettings(), LimitSettings())
+    assert defaults == Limits(), "what is the default of a setting is that of a worker"

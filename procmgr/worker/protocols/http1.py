@@ -258,10 +258,10 @@ class Http1Connection(Connection):
                 cycle.feed(body, ended=ended)
             if cycle.buffered > self.context.limits.body or len(self._pending) > self.context.limits.pipelined:
                 self.pause_reading()
-        elif ended:
-            self._next()
         elif cycle.request.chunked and -self._body_left > self.context.limits.discard:
             self.close()
+        elif ended:
+            self._next()
 
     scope = staticmethod(http_scope)
 
