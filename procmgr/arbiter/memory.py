@@ -86,6 +86,14 @@ class MemoryGauge:
             return None
 
 
+def resident(pid: int | None) -> int | None:
+    """Return resident bytes; None for no process, and where a part of /proc is hidden (ProcSubset=pid, proc(5))."""
+    try:
+        return None if pid is None else int(psutil.Process(pid).memory_info().rss)
+    except (psutil.Error, OSError):
+        return None
+
+
 def _measure_of(settings: Settings) -> Literal["rss", "pss"]:
     """Return what counts. The resident size has the pages that a worker shares with its zygote in full."""
     chosen = settings.health.memory_measure

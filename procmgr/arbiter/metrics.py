@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import psutil
-
 from procmgr import __version__, scoreboard
+from procmgr.arbiter.memory import resident
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -131,7 +130,7 @@ def _sums(board: Scoreboard, members: Mapping[int, Member]) -> dict[str, Samples
 def _workers(view: View, members: Mapping[int, Member], now: float) -> dict[str, Samples]:
     """Tell of the newest worker in each slot."""
     newest = {worker.slot: members[worker.worker_id] for worker in view.workers if worker.worker_id in members}
-    sizes = {slot: _memory(member.pid) for slot, member in newest.items()}
+    sizes = {slot: resident(member.pid) for slot, member in newest.items()}
     beats = {slot: member.row[scoreboard.BEAT] / 1e9 for slot, member in newest.items()}
 
     def each(values: Mapping[int, float]) -> Samples:
@@ -143,14 +142,6 @@ def _workers(view: View, members: Mapping[int, Member], now: float) -> dict[str,
         "procmgr_worker_memory_bytes": each({slot: size for slot, size in sizes.items() if size is not None}),
         "procmgr_worker_requests_active": each({slot: one.row[scoreboard.ACTIVE] for slot, one in newest.items()}),
     }
-
-
-def _memory(pid: int | None) -> int | None:
-    """Return resident bytes, None where a part of /proc is hidden (ProcSubset=pid and the like, proc(5))."""
-    try:
-        return None if pid is None else psutil.Process(pid).memory_info().rss
-    except (psutil.Error, OSError):
-        return None
 
 
 def table() -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from procmgr import __version__, scoreboard, sockets
+from procmgr.arbiter.memory import resident
 from procmgr.arbiter.renewal import describe
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def _pool(view: View) -> Document:
         "pending": view.pending,
         "failures": view.failures,
         "backoff_seconds": view.backoff_seconds,
+        "leaving": view.leaving,
         "stopping": None if view.stop is None else view.stop.name.lower(),
     }
 
@@ -181,26 +183,15 @@ def _in_flight(records: scoreboard.Records, now: float, most: int) -> list[Docum
 
 def _process(pid: int) -> Document:
     """Return CPU seconds and resident bytes, None for what cannot be known."""
-    try:
-        process = psutil.Process(pid)
-    except (psutil.Error, OSError):
-        return {"cpu": None, "memory": None}
-    return {"cpu": _cpu(process), "memory": _memory(process)}
+    return {"cpu": _cpu(pid), "memory": resident(pid)}
 
 
-def _cpu(process: psutil.Process) -> float | None:
+def _cpu(pid: int) -> float | None:
     try:
-        times = process.cpu_times()
+        times = psutil.Process(pid).cpu_times()
     except (psutil.Error, OSError):
         return None
     return round(times.user + times.system, 3)
-
-
-def _memory(process: psutil.Process) -> int | None:
-    try:
-        return process.memory_info().rss
-    except (psutil.Error, OSError):
-        return None
 
 
 def _predecessor(departure: Departure | None, worker_id: int, now: float) -> Document | None:

@@ -105,6 +105,8 @@ def test_before_a_stop_the_pool_serves_on_for_the_delay_and_is_not_ready_any_mor
     daemon.signal(signal.SIGTERM)
     daemon.until(lambda: fetch(at)[0] == 503, "readiness fails")
     assert fetch(at) == (503, "leaving: 1/1 workers ready, leaving\n")
+    pool = json.loads(fetch(at, "/status.json")[1])["pool"]
+    assert (pool["leaving"], pool["stopping"]) == (True, None)
     assert said(at) == "drain\n"
     assert daemon.get()
     daemon.status("leaving")
