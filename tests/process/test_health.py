@@ -115,6 +115,47 @@ def test_a_loop_that_deadlocks_in_c_with_the_gil_held_is_dumped_then_killed_and_
     assert daemon.get()["pid"] != visit.pid
 
 
+BLOCKS_LATE = """
+from support.stage import hold, stay
+from support.testapp import app as plain
+
+async def app(scope, receive, send):
+    if scope.get("path") == "/late":
+        await stay("running")
+        hold("blocked")
+    await plain(scope, receive, send)
+"""
+
+
+def test_a_loop_that_blocks_in_a_drain_is_found_long_before_the_drains_deadline(serve, write_app, tmp_path):
+    options = ("-t", "3", "--graceful-timeout", "600", "--app-dir", str(tmp_path))
+    daemon = serve(*options, app=write_app(BLOCKS_LATE))
+    daemon.connect().request("GET", "/late")
+    visit = daemon.probe.wait("running")
+    daemon.reload()
+    visit.release()
+    daemon.probe.wait("blocked")
+    daemon.logged(rf"pid {visit.pid}\) was killed by procmgr because its event loop was blocked")
+    assert proc.wait_dead([visit.pid], 20) == []
+
+
+def test_of_workers_that_are_due_at_once_one_is_replaced_at_a_time(serve, write_app, tmp_path):
+    app = write_app("from support.testapp import app\n")
+    daemon = serve("-w", "3", "--max-requests", "1", "--app-dir", str(tmp_path), app=app)
+    old = set(daemon.workers())
+    write_app("from support.stage import hold\nhold('importing')\nfrom support.testapp import app\n")
+    served = set()
+    while served != old:
+        served.add(daemon.get()["pid"])
+    for _ in old:
+        visit = daemon.probe.wait("importing")
+        seconds_pass(daemon, 1)
+        assert not daemon.probe.take("importing"), "the others wait for their turn"
+        visit.release()
+    assert proc.wait_dead(sorted(old), 20) == []
+    daemon.status("3/3 workers ready")
+
+
 def test_a_stopped_worker_is_told_from_a_blocked_one_and_not_signalled(serve):
     daemon = serve("-t", "4")
     victim = daemon.probe.wait("startup").pid
