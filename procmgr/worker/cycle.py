@@ -7,7 +7,10 @@ The response goes through four states, in order and never back:
     HELD      `http.response.start` was accepted; it is held until the first body message, so that head and first
               chunk leave in one write, and a failure in between can still be answered with 500
     SENT      the head is on the wire
-    COMPLETE  the last body message is on the wire; the connection may be serving its next request already
+    COMPLETE  the last message is on the wire; the connection may be serving its next request already
+
+Start and body are this machine's; what extensions add, hints and files, the wire sends, and trailers a cycle of their
+own: a response without them passes none of it.
 
 "Sent" means on the wire: an application that misbehaves in WAITING or HELD is answered with 500; in SENT the connection
 is closed, which is the only way left to tell the client. Every misbehaviour is one log record.
@@ -29,6 +32,8 @@ from procmgr.scoreboard import APP_ERRORS
 from procmgr.worker.waiters import Waiters
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from procmgr.worker.protocols.context import App, Context, Message, Scope
     from procmgr.worker.protocols.framing import Request
     from procmgr.worker.protocols.response import FieldEncoder, Fields
@@ -42,8 +47,8 @@ GONE: Final = 499
 
 _DUE: Final = (
     "before 'http.response.start'",
-    "after 'http.response.start': only 'http.response.body' is due",
-    "in the middle of the body: only 'http.response.body' is due",
+    "after 'http.response.start': the body is due",
+    "in the middle of the body: more of it is due",
 )
 _RETURNED: Final = ("without a response", "without a body for its response", "in the middle of its response")
 _EXCERPT: Final = 200
@@ -64,6 +69,12 @@ class Wire(Protocol):
 
     def write_body(self, body: bytes, *, more: bool) -> None:
         """Write a further part of the body."""
+
+    def write_trailers(self, lines: bytes) -> None:
+        """End the body with trailer fields, if its framing has a place for them."""
+
+    async def extend(self, cycle: Cycle, kind: object, message: Message) -> None:
+        """Take a message of an extension; raises as `Cycle.send`."""
 
     def completed(self, cycle: Cycle) -> None:
         """Account for a complete response and go on with the connection."""
@@ -110,6 +121,9 @@ class Cycle:
     record: int
     status: int
     _left: int
+
+    unannounced: Container[object] = ("http.response.trailers",)
+    """Messages that are dropped after the response: no client said that it takes them, or no start that they come."""
 
     def __init__(self, wire: Wire, request: Request) -> None:
         """Begin without a body; the wire sets `body_ended` to False if there is one."""
@@ -180,11 +194,18 @@ class Cycle:
         elif self.lost:
             raise ClientDisconnected("the client is gone")
         elif kind == "http.response.body" and state != WAITING:
-            self._send_body(message.get("body", b""), bool(message.get("more_body")))
+            self.send_body(message.get("body", b""), bool(message.get("more_body")))
         elif kind == "http.response.start" and state == WAITING:
             self._send_start(message)
         else:
-            raise RuntimeError(f"unexpected message {_cut(kind)} {_DUE[state]}")
+            await self._extend(kind, message)
+
+    async def _extend(self, kind: object, message: Message) -> None:
+        await self._wire.extend(self, kind, message)
+
+    def unexpected(self, kind: object, when: str = "") -> NoReturn:
+        """Refuse a message that is not due."""
+        raise RuntimeError(f"unexpected message {_cut(kind)} {when or _DUE[self.state]}")
 
     def _send_start(self, message: Message) -> None:
         status = message["status"]
@@ -197,13 +218,14 @@ class Cycle:
             self.bodyless = True
         self.state = HELD
 
-    def _send_body(self, body: bytes, more: bool) -> None:  # noqa: FBT001 - hot path
+    def send_body(self, body: bytes, more: bool) -> None:  # noqa: FBT001 - hot path
+        """Send a part of the body, with the head before the first. Raises `RuntimeError` or `TypeError`."""
         if type(body) is not bytes:
             if not isinstance(body, (bytes, bytearray, memoryview)):
                 raise TypeError(f"body must be bytes, not {type(body).__name__}")
             body = bytes(body)
         if self._left >= 0 and not self.bodyless:
-            left = self._left - len(body)
+            left = self._left - len(body)  # as `_measure` does, without the call
             if left < 0 or (left and not more):
                 self._misfit(left)
             self._left = left
@@ -218,13 +240,33 @@ class Cycle:
                 self._readers.wake()
             self._wire.completed(self)
 
+    def announce(self, size: int, *, more: bool) -> None:
+        """Account for `size` bytes of body that the connection sends itself, and send the head if it is held."""
+        left = self._measure(size, more=more)
+        if self.state == HELD:
+            block, _, line, lacks, close = self.fields
+            if not line and not more:
+                self.fields = block, size, b"content-length: %d\r\n" % size, lacks, close
+            self.state = SENT
+            self._wire.respond(self, b"", more)
+        self._left = left
+
+    def _measure(self, size: int, *, more: bool) -> int:
+        """Return what Content-Length leaves after `size` further bytes, -1 if it leaves that open."""
+        left = self._left
+        if left >= 0 and not self.bodyless:
+            left -= size
+            if left < 0 or (left and not more):
+                self._misfit(left)
+        return left
+
     @staticmethod
     def _misfit(left: int) -> NoReturn:
         """Refuse a body that is not as long as Content-Length says (RFC 9110 section 8.6)."""
         raise RuntimeError(f"{abs(left)} bytes {'more' if left < 0 else 'less'} of body than content-length says")
 
     def _ignore(self, kind: object) -> None:
-        if not self._late:
+        if not self._late and kind not in self.unannounced:
             self._late = True
             where = self._wire.describe(self.request)
             self._wire.context.error_log.error("%s: %s after the response was complete, ignored", where, _cut(kind))
@@ -311,6 +353,10 @@ class Cycle:
             self._readers.wake()
         self._wire.failed(self, answer=state < SENT and not self.lost)
 
+    def broken(self) -> None:
+        """Give up a response of which the connection sent part of a file and could not go on."""
+        self._fail(500)
+
     def passed_on(self, size: int) -> None:
         """Note that the connection sends `size` bytes of a body in the application's place."""
 
@@ -325,12 +371,13 @@ class TimedCycle(Cycle):
         self.began = perf_counter()
         self.sent = 0
 
-    def _send_body(self, body: bytes, more: bool) -> None:  # noqa: FBT001 - hot path
+    def send_body(self, body: bytes, more: bool) -> None:  # noqa: FBT001 - hot path
+        """Count a part of the body, and send it."""
         sent = self.sent
         if not self.bodyless:
-            self.sent = sent + _bytes_in(body)  # before the response can be complete, and be accounted for
+            self.sent = sent + size_of(body)  # before the response can be complete, and be accounted for
         try:
-            super()._send_body(body, more)
+            super().send_body(body, more)
         except BaseException:
             self.sent = sent
             raise
@@ -348,7 +395,8 @@ class TimedCycle(Cycle):
         return block + length
 
 
-def _bytes_in(body: object) -> int:
+def size_of(body: object) -> int:
+    """Return the size of what an application sent as body, 0 for what cannot be one."""
     return memoryview(body).nbytes if isinstance(body, (bytes, bytearray, memoryview)) else 0
 
 

@@ -7,12 +7,16 @@ import logging
 import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from procmgr.scoreboard import detached_row
 from procmgr.worker.protocols.base import Context, http_factory
+from procmgr.worker.protocols.secure import Secure
+
+if TYPE_CHECKING:
+    import ssl
 
 PATIENCE = 10.0
 """Seconds after which a test that waits for the server has failed."""
@@ -115,12 +119,13 @@ class Serving:
     records: Records
     path: Any
     clients: list[Client] = field(default_factory=list)
+    tls: dict[str, Any] = field(default_factory=dict)
 
     async def connect(self) -> Client:
         if isinstance(self.path, str):
             reader, writer = await asyncio.open_unix_connection(self.path)
         else:
-            reader, writer = await asyncio.open_connection(*self.path)
+            reader, writer = await asyncio.open_connection(*self.path, **self.tls)
         client = Client(reader, writer)
         self.clients.append(client)
         return client
@@ -141,20 +146,32 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(app: Any, codec: str, *, unix: str | None = None, **options: Any):
+async def serving(
+    app: Any,
+    codec: str,
+    *,
+    unix: str | None = None,
+    tls: tuple[ssl.SSLContext, ssl.SSLContext, str] | None = None,
+    **options: Any,
+):
+    """Serve `app` on TCP, on the Unix socket `unix`, or over `tls`: the server's side, the client's, the name."""
     loop = asyncio.get_running_loop()
     records = Records()
     log = logging.Logger("procmgr.error")  # noqa: LOG001 - one per server, of no other test's concern
     log.addHandler(records)
+    if tls is not None:
+        options["secure"] = Secure.of(tls[0])
     context = Context(app=app, loop=loop, row=options.pop("row", None) or detached_row(), error_log=log, **options)
     factory = http_factory(context, codec)  # type: ignore[arg-type]
     if unix is None:
-        server = await loop.create_server(factory, "127.0.0.1", 0)
+        server = await loop.create_server(factory, "127.0.0.1", 0, ssl=tls and tls[0])
         where: Any = server.sockets[0].getsockname()
     else:
         server = await loop.create_unix_server(factory, unix)
         where = unix
     result = Serving(context, records, where)
+    if tls is not None:
+        result.tls = {"ssl": tls[1], "server_hostname": tls[2]}
     try:
         yield result
     finally:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from procmgr.worker.protocols.response import LACKS_DATE, LACKS_SERVER, FieldEncoder, error_response
+from procmgr.worker.protocols.framing import FORBIDDEN_TRAILERS
+from procmgr.worker.protocols.response import (
+    FORBIDDEN_IN_TRAILERS,
+    LACKS_DATE,
+    LACKS_SERVER,
+    FieldEncoder,
+    error_response,
+)
 
 
 def test_fields_are_rendered_as_given_and_in_order():
@@ -78,3 +85,20 @@ def test_an_error_response_is_small_text_that_closes():
     assert body == b"400 Bad Request: no \\xe4\n"
     assert b"content-length: %d" % len(body) in head
     assert error_response(b"", 500, "", head_only=True).endswith(b"\r\n\r\n")
+
+
+def test_lines_are_checked_as_fields_are_and_not_remembered():
+    encoder = FieldEncoder()
+    assert encoder.lines([(b"link", b"</a>"), [b"X", b"1"]]) == b"link: </a>\r\nX: 1\r\n"
+    assert encoder.lines(()) == b""
+    assert not encoder._pairs
+    for wrong in ((b"a b", b"c"), (b"a", b"\n"), ("a", b"b"), (b"a", "b"), ()):
+        with pytest.raises((TypeError, ValueError)):
+            encoder.lines([(b"fine", b"1"), wrong])
+
+
+@pytest.mark.parametrize("name", sorted(FORBIDDEN_IN_TRAILERS))
+def test_what_has_to_be_known_before_the_body_is_no_trailer(name):
+    with pytest.raises(ValueError, match="not for trailers"):
+        FieldEncoder().lines([(name.title(), b"1")], FORBIDDEN_IN_TRAILERS)
+    assert FORBIDDEN_TRAILERS < FORBIDDEN_IN_TRAILERS

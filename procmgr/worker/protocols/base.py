@@ -12,11 +12,10 @@ and the parts of one response leave in one write.
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import select
 import socket
 import struct
 import sys
-import termios
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from procmgr.worker.protocols.context import WINDOW, Context, DrainMode, Limits
 from procmgr.worker.protocols.framing import excerpt
+from procmgr.worker.protocols.kernel import polled, unacknowledged, without_nagle
 from procmgr.worker.protocols.pace import TAKING, Pace
 from procmgr.worker.waiters import Waiters
 
@@ -130,7 +130,7 @@ class Connection(asyncio.BaseProtocol):
         self.transport = cast("asyncio.Transport", transport)
         context = self.context
         if context.nagle:
-            _without_nagle(transport)
+            without_nagle(transport)
         if self.told is None or self.told.addresses is None:
             self.client = address(transport.get_extra_info("peername"))
             self.server = address(transport.get_extra_info("sockname"))
@@ -228,6 +228,9 @@ class Connection(asyncio.BaseProtocol):
     def busy(self) -> bool:
         """Whether a response is owed, so that no deadline applies."""
         raise NotImplementedError
+
+    def half_closed(self) -> None:
+        """Tell what runs that the client sends no more, although not all that it sent was read."""
 
     def lost(self) -> None:
         """Tell what runs that the socket is gone."""
@@ -363,7 +366,17 @@ class Connection(asyncio.BaseProtocol):
         return None
 
     def busy_due(self, now: float) -> float | None:
-        """Look after a request under way; return when to look again."""
+        """Look after a request under way; return when to look again.
+
+        While the socket is not read, the loop does not tell that the client is gone.
+        """
+        if not self.reading:
+            events = polled(self.transport, select.POLLRDHUP)
+            if events & (select.POLLERR | select.POLLHUP):
+                self.abort()
+                return None
+            if events & select.POLLRDHUP:
+                self.half_closed()
         return now + LOOK
 
     def too_late(self) -> None:
@@ -389,24 +402,6 @@ class Connection(asyncio.BaseProtocol):
         """Give a connection that became idle while the service stops the same window as the others."""
         if self.context.draining in {DrainMode.STOP, DrainMode.QUICK}:
             self.context.loop.call_later(WINDOW, self.close_if_idle)
-
-
-def _without_nagle(transport: asyncio.BaseTransport) -> None:
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def unacknowledged(transport: asyncio.BaseTransport) -> int:
-    """Return how many bytes lie in the socket's send queue (SIOCOUTQ, tcp(7) and unix(7)).
-
-    The kernel says that it takes more only once a third of a queue of megabytes is free: in between a client that
-    takes tens of kilobytes a second seems to take nothing.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return 0
-    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def address(name: object) -> Address | None:

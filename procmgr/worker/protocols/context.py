@@ -146,6 +146,7 @@ class Context:
         "cycle",
         "draining",
         "error_log",
+        "extensions",
         "forwarding",
         "head",
         "hosts",
@@ -213,7 +214,7 @@ class Context:
         self._record, self._unrecord = inflight.begin, inflight.end
         self.error_log = error_log
         self.access = access
-        self.cycle: Callable[[Http1Connection, Request], Cycle] = access.cycle if access is not None else Cycle
+        self.cycle: type[Cycle] = access.cycle if access is not None else Cycle
         self.state = state
         self.root_path = root_path
         self.secure = secure
@@ -238,6 +239,12 @@ class Context:
         self.leaving = False
         self.parting = False
         self.about = {"draining": asyncio.Event()}
+        self.extensions: dict[str, dict[str, Any]] = {
+            "http.response.early_hint": {},
+            "http.response.pathsend": {},
+            "http.response.zerocopysend": {},
+            "procmgr": self.about,
+        }
         self.aborting = False
         self.overload_logged = 0.0
         self.on_room: Callable[[], None] | None = None

@@ -67,7 +67,7 @@ CONFUSABLE_FIELDS: Final = frozenset(
 """Fields that frame, route or say who the client is, to procmgr or to applications."""
 
 _SINGLE: Final = frozenset(b"host content-length content-type expect".split())
-_SPECIAL: Final = _SINGLE | {b"connection", b"transfer-encoding", b"upgrade", *FORWARDING_FIELDS}
+_SPECIAL: Final = _SINGLE | {b"connection", b"transfer-encoding", b"upgrade", b"te", *FORWARDING_FIELDS}
 _FORWARDED: Final = frozenset(FORWARDING_FIELDS)
 _PLAIN: Final = _FORWARDED | {b"host", b"content-type", b"connection"}
 _SLASH: Final = ord("/")
@@ -96,7 +96,8 @@ class Request:
     """What one request line and its fields say. `version` is b"1.1" or b"1.0", `path` and `query` are raw bytes.
 
     `text` is the path as text, still percent-encoded. The fields are `plain` if they tell of nothing that comes after
-    the head: no body, no expectation, no other protocol; `forwarded` if there may be a proxy's words among them.
+    the head: no body, no expectation, no other protocol, no trailers of the response; `forwarded` if there may be a
+    proxy's words among them.
     """
 
     __slots__ = (

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Final
 
 from procmgr.scoreboard import STATUS_1XX
 from procmgr.worker.cycle import COMPLETE, SENT
-from procmgr.worker.protocols.base import LOOK, Connection, Phase
+from procmgr.worker.protocols.base import LOOK, Phase
+from procmgr.worker.protocols.extensions import ExtendedConnection
 from procmgr.worker.protocols.framing import END, Refused, check_partial, excerpt
 from procmgr.worker.protocols.heads import HeadReader
 from procmgr.worker.protocols.pace import Pace
 from procmgr.worker.protocols.response import STATUS_LINES, bodyless_length, chunk, error_response
 from procmgr.worker.protocols.scope import http_scope
+from procmgr.worker.trailers import takes_trailers, with_trailers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +45,7 @@ _COPY: Final = 16 * 1024
 """Up to this size a body is copied behind its head into one buffer; a larger one goes beside it in one writev(2)."""
 
 
-class Http1Connection(Connection):
+class Http1Connection(ExtendedConnection):
     """One connection that speaks HTTP/1.1 or 1.0."""
 
     __slots__ = (
@@ -53,7 +55,6 @@ class Http1Connection(Connection):
         "_body_open",
         "_body_pace",
         "_body_total",
-        "_chunked",
         "_heads",
         "_keep",
         "_pending",
@@ -72,7 +73,6 @@ class Http1Connection(Connection):
         self._body_left = self._body_total = 0
         self._body_pace: Pace | None = None
         self._keep = True
-        self._chunked = False
         self._access_prefix = b""
 
     # -- bytes in ------------------------------------------------------------------------------------------------
@@ -124,11 +124,16 @@ class Http1Connection(Connection):
         if self.cycle is not None:
             self.cycle.client_lost()
 
+    def half_closed(self) -> None:
+        """Tell the request in progress; what is still unread of later ones is answered in its turn."""
+        if self.cycle is not None:
+            self.cycle.client_ended()
+
     def busy_due(self, now: float) -> float | None:
         """Cut off a client whose body comes too slowly for the application that waits for it."""
         cycle, rate = self.cycle, self.context.limits.rate
         if cycle is None or not self._body_open or not rate:
-            return now + LOOK
+            return super().busy_due(now)
         if self._body_pace is None:
             self._body_pace = Pace(now, self._body_total)
         if self._body_pace.too_slow(now, self._body_total, waiting=cycle.waiting, rate=rate):
@@ -227,8 +232,11 @@ class Http1Connection(Connection):
                 request = self._heads.parse(head)
                 if request.content_length and request.content_length > self.context.limits.body_size > 0:
                     raise Refused(413, "body too large")
-                if not request.plain and self.context.upgrade is not None:
-                    cycle = self.context.upgrade(self, request)
+                if not request.plain:
+                    if self.context.upgrade is not None:
+                        cycle = self.context.upgrade(self, request)
+                    if cycle is None and takes_trailers(request):
+                        cycle = with_trailers(self.context.cycle)(self, request)
         except Refused as refusal:
             self._refuse(refusal, head, head_only=head.startswith(b"HEAD "))
             return None
@@ -337,15 +345,6 @@ class Http1Connection(Connection):
             self._chunked = True
             return b"transfer-encoding: chunked\r\n"
         return None
-
-    def write_body(self, body: bytes, *, more: bool) -> None:
-        """Write a further part of the body."""
-        if self._chunked:
-            body = chunk(body) if body else b""
-            if not more:
-                body += b"0\r\n\r\n"
-        if body:
-            self.write(body)
 
     def completed(self, cycle: Cycle) -> None:
         """Account for a complete response; go on to the next request, or close."""

@@ -11,7 +11,12 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from procmgr.worker.protocols.framing import FORBIDDEN_TRAILERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 LACKS_SERVER: Final = 1
 LACKS_DATE: Final = 2
@@ -37,6 +42,13 @@ _KINDS: Final = {
     b"server": _SERVER,
     b"date": _DATE,
 }
+
+
+FORBIDDEN_IN_TRAILERS: Final = FORBIDDEN_TRAILERS | frozenset(
+    b"age cache-control connection date expires keep-alive location pragma proxy-authenticate proxy-connection range "
+    b"retry-after upgrade vary warning www-authenticate".split()
+)
+"""Fields that frame, route, authenticate, date or tell how to read a body: not after it (RFC 9110 section 6.5.1)."""
 
 
 def phrase(status: int) -> str:
@@ -76,6 +88,15 @@ class FieldEncoder:
             known = None
         return known or self._encode(pairs)
 
+    def lines(self, pairs: Iterable[Any], forbidden: frozenset[bytes] = frozenset()) -> bytes:
+        """Return fields as lines, for hints and trailers. Raises `TypeError` or `ValueError` that names a wrong one."""
+        block = b""
+        for name, value in pairs:
+            block += _render(name, value)
+            if name.lower() in forbidden:
+                raise ValueError(f"not for trailers: {_excerpt(name)}")
+        return block
+
     def _encode(self, pairs: tuple[Any, ...]) -> Fields:
         block = length_line = b""
         length = -1
@@ -106,17 +127,12 @@ class FieldEncoder:
             self._remember(pairs, fields)
         return fields
 
-    def _encode_pair(self, name: object, value: object) -> tuple[bytes, int]:
-        if type(name) is not bytes or type(value) is not bytes:
-            raise TypeError(f"header names and values must be bytes: {_excerpt(name)}: {_excerpt(value)}")
-        if _NAME.fullmatch(name) is None:
-            raise ValueError(f"not a header name: {_excerpt(name)}")
-        if _BAD_VALUE.search(value):
-            raise ValueError(f"control character in header {_excerpt(name)}: {_excerpt(value)}")
+    def _encode_pair(self, name: Any, value: Any) -> tuple[bytes, int]:  # noqa: ANN401 - `_render` checks it
+        line = _render(name, value)
         kind = _KINDS.get(name.lower(), _PLAIN)
         if kind == _LENGTH and not (value.isdigit() and len(value) <= 18):
             raise ValueError(f"not a content-length: {_excerpt(value)}")
-        entry = (b"%b: %b\r\n" % (name, value), kind)
+        entry = (line, kind)
         if len(value) <= _MEMO_VALUE and name.lower() != b"set-cookie":  # long values vary, and a cookie is a secret
             if len(self._pairs) >= _MEMO_PAIRS:
                 self._pairs.clear()
@@ -128,6 +144,16 @@ class FieldEncoder:
             self._lists.clear()
         with suppress(TypeError):  # pairs that are lists cannot be keys
             self._lists[pairs] = fields
+
+
+def _render(name: object, value: object) -> bytes:
+    if type(name) is not bytes or type(value) is not bytes:
+        raise TypeError(f"header names and values must be bytes: {_excerpt(name)}: {_excerpt(value)}")
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"not a header name: {_excerpt(name)}")
+    if _BAD_VALUE.search(value):
+        raise ValueError(f"control character in header {_excerpt(name)}: {_excerpt(value)}")
+    return b"%b: %b\r\n" % (name, value)
 
 
 def _excerpt(value: object) -> str:

@@ -24,7 +24,7 @@ def scope_template(*, scheme: str, root_path: str, state: dict[str, Any] | None)
 
 
 def http_scope(context: Context, request: Request, client: Address | None, server: Address | None) -> Scope:
-    """Return the scope of one request, nothing in it shared with another but the state's values and our extension."""
+    """Return the scope of one request, nothing in it shared with another but the state's and extensions' values."""
     raw_path = request.path
     path = request.text
     if "%" in path:
@@ -41,9 +41,10 @@ def http_scope(context: Context, request: Request, client: Address | None, serve
     scope["raw_path"] = raw_path
     scope["query_string"] = request.query
     scope["headers"] = request.headers.copy()
-    scope["extensions"] = {"procmgr": context.about}
+    scope["extensions"] = context.extensions.copy()
     if request.version != b"1.1":
         scope["http_version"] = "1.0"
+        del scope["extensions"]["http.response.early_hint"]
     if context.state is not None:
         scope["state"] = context.state.copy()
     return scope

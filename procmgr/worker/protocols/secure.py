@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from procmgr.tls import Certificate
 from procmgr.worker.protocols.base import LINGER, Connection, Phase
 from procmgr.worker.protocols.http1 import Http1Connection
+from procmgr.worker.protocols.kernel import polled
 from procmgr.worker.protocols.scope import http_scope
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class SecureConnection(Connection, asyncio.BufferedProtocol):
         waiting = super().unsent()
         if waiting or self.phase is Phase.OPEN:
             return waiting
-        return 0 if _writable(self.transport) else 1
+        return 0 if polled(self.transport, select.POLLOUT) else 1
 
     def let_go(self) -> None:
         """End a connection whose peer does not answer."""
@@ -132,6 +133,8 @@ class SecureHttp1Connection(SecureConnection, Http1Connection):
     """One connection that speaks HTTP/1.1 over TLS."""
 
     __slots__ = ()
+
+    sendfile = False
 
     @property
     def expecting(self) -> bool:
@@ -172,12 +175,3 @@ def _name(client: bytes) -> str | None:
         return Certificate.read(client).subject
     except ValueError:
         return None
-
-
-def _writable(transport: asyncio.Transport) -> bool:
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return True
-    poller = select.poll()
-    poller.register(sock.fileno(), select.POLLOUT)
-    return bool(poller.poll(0))

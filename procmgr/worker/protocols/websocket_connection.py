@@ -21,10 +21,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from procmgr.worker.protocols.base import LOOK, Connection, Phase, unacknowledged
+from procmgr.worker.protocols.base import LOOK, Connection, Phase
 from procmgr.worker.protocols.context import DrainMode
 from procmgr.worker.protocols.frames import ABNORMAL, INTERNAL_ERROR, RESTARTING, Closed, Pong
 from procmgr.worker.protocols.handshake import asks_for_websocket, negotiate
+from procmgr.worker.protocols.kernel import unacknowledged
 from procmgr.worker.protocols.response import STATUS_LINES
 from procmgr.worker.protocols.secure import SecureConnection
 from procmgr.worker.protocols.websocket import WebSocketCycle
