@@ -57,6 +57,13 @@ ROWS: Final = (
     Row(name="large", title="100 KiB response", app="parts:app", path="/large", answer=LARGE, bars=bars(1.2)),
     Row(name="stream", title="50 x 1 KiB streamed", app="parts:app", path="/stream", answer=STREAMED, bars=bars(1.5)),
     Row(name="fastapi", title="FastAPI, JSON", app="fast:app", answer=b'{"hello":"world"}', bars=bars(1.05)),
+    Row(
+        name="file",
+        title="1 MiB file, by Starlette",
+        app="filed:app",
+        answer=bytes(range(256)) * 4096,
+        bars=bars(1.2),
+    ),
     Row(name="fresh", title="a new connection for every request", how="fresh", bars=bars(1.2)),
     Row(name="pipelined", title="16 requests at a time, pipelined", how="pipelined", lack=(), bars=bars(1.2)),
     Row(name="tls", title="TLS, kept-alive", transport=Transport.TLS, bars=bars(1.2)),
