@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from time import perf_counter
 
 import pytest
 from support.wire import read_body, run, serving
@@ -78,9 +79,8 @@ def test_a_body_that_is_not_sent_does_not_count(codec):
 
 def test_the_duration_is_that_of_the_application(codec):
     async def app(scope, receive, send):
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-        while loop.time() < begin + 0.05:
+        begin = perf_counter()  # the loop's clock only counts whole milliseconds
+        while perf_counter() < begin + 0.05:
             await asyncio.sleep(0.01)
         await parts()(scope, receive, send)
 
