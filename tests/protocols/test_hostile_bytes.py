@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from protocols.corpus import CASES, FRAGMENTS, NEXT
-from support.unwired import compare, cut
+from support.unwired import CODECS, compare, cut, hear
 
+from procmgr.config.websocket import WebSocketSettings
 from procmgr.worker.protocols.base import Limits
 from procmgr.worker.protocols.bodies import ChunkedBody
 from procmgr.worker.protocols.framing import Refused
+from procmgr.worker.protocols.upgrade import upgrade_for
 
 SMALL = [case.raw for case in CASES if len(case.raw) < 600]
 NARROW = Limits(
@@ -45,6 +47,14 @@ def test_what_becomes_of_bytes_depends_neither_on_the_parser_nor_on_the_cut(runn
     single = [raw[i : i + 1] for i in range(len(raw))] if len(raw) < 300 else []
     cuts = [cut(raw, []), cut(raw, places), *([single] if single else [])]
     runner.run(compare(raw, cuts, limits))
+
+
+def test_what_becomes_of_requests_is_the_same_where_websockets_are_served(runner):
+    upgrade = upgrade_for(WebSocketSettings())
+    for raw in SMALL:
+        for codec in CODECS:
+            with_them = runner.run(hear(codec, cut(raw, []), upgrade=upgrade))
+            assert with_them == runner.run(hear(codec, cut(raw, []))), raw
 
 
 @settings(max_examples=100)

@@ -76,7 +76,7 @@ class Transport(asyncio.Transport):
     abort = close
 
 
-async def hear(codec: str, pieces: Sequence[bytes], limits: Limits | None = None) -> Verdict:
+async def hear(codec: str, pieces: Sequence[bytes], limits: Limits | None = None, *, upgrade: Any = None) -> Verdict:
     """Return what becomes of the bytes on one connection whose client then says that it sends no more."""
     loop = asyncio.get_running_loop()
     given: list[tuple[str, str, str]] = []
@@ -100,7 +100,7 @@ async def hear(codec: str, pieces: Sequence[bytes], limits: Limits | None = None
     records = Records()
     log = logging.Logger("procmgr.error")  # noqa: LOG001 - one per connection, of no other test's concern
     log.addHandler(records)
-    context = Context(app=app, loop=loop, row=detached_row(), error_log=log, limits=limits)
+    context = Context(app=app, loop=loop, row=detached_row(), error_log=log, limits=limits, upgrade=upgrade)
     connection: Any = http_factory(context, codec)()  # type: ignore[arg-type]
     transport = Transport(loop)
     transport.protocol = connection
