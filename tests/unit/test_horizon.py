@@ -1,9 +1,11 @@
 """How long the pool's work may take: finite, generous, and one bound for one piece of work."""
 
+from dataclasses import replace
+
 import pytest
 
 from procmgr.arbiter.core.events import Ready, Reload, Spawned, Stop, StopLevel, Tick
-from procmgr.arbiter.core.horizon import Occupation, task
+from procmgr.arbiter.core.horizon import Occupation, Task, task
 from procmgr.arbiter.core.policy import Policy
 from procmgr.arbiter.core.pool import Pool
 
@@ -44,6 +46,12 @@ def test_every_reload_is_a_task_of_its_own(pool):
     first = task(pool.view(), POLICY)
     pool.handle(Reload(POLICY), 2.0)
     assert task(pool.view(), POLICY) != first
+
+
+def test_leaving_is_one_task_that_takes_the_delay_and_a_little(pool):
+    policy = replace(POLICY, shutdown_delay=7.0)
+    leaving = replace(pool.view(), leaving=True)
+    assert task(leaving, policy) == Task(Occupation.LEAVING, 0, 12.0)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,20 @@ def test_nobody_waits_where_nobody_serves():
     assert drive.send(GRACEFUL)[0] == actions.Stopping(StopLevel.GRACEFUL)
 
 
+def test_one_who_serves_is_reason_enough_to_wait():
+    drive = serving(2, shutdown_delay=10.0)
+    drive.wait(60)
+    drive.died(1, Exit(signal=11))
+    assert drive.pool.view().ready == 1
+    assert drive.send(GRACEFUL) == [actions.Leaving(10.0)]
+
+
+def test_the_end_of_the_delay_is_a_deadline():
+    drive = serving(1, shutdown_delay=0.25)
+    drive.send(GRACEFUL)
+    assert drive.pool.deadline() == drive.now + 0.25
+
+
 def test_who_dies_before_the_stop_begins_is_replaced():
     drive = serving(1, shutdown_delay=10.0)
     drive.wait(60)

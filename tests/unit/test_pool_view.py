@@ -41,6 +41,12 @@ def test_the_line_of_a_roll():
     assert status_line(drive.view) == "4/4 workers ready, rolling to generation 2"
 
 
+def test_a_stop_that_waits_is_said():
+    drive = serving(2, shutdown_delay=5.0)
+    drive.send(events.Stop(StopLevel.GRACEFUL))
+    assert status_line(drive.view) == "2/2 workers ready, leaving"
+
+
 def test_the_line_after_a_rollback_stays_until_the_next_reload():
     drive = serving(1)
     drive.reload()

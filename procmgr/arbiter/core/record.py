@@ -177,7 +177,7 @@ def _record_wish(state: State, wish: events.Wish) -> None:
 
 
 def _stop(state: State, level: events.StopLevel) -> None:
-    if state.stop is None and level is events.StopLevel.GRACEFUL and _takes_leave(state):
+    if level is events.StopLevel.GRACEFUL and _takes_leave(state):
         return
     if state.stop is None or level > state.stop:
         begin_stop(state, level)
