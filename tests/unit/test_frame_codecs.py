@@ -62,6 +62,25 @@ def test_whole_frames_in_pieces_and_byte_by_byte_are_the_same(sent, deflate, siz
     assert told(new(deflate=deflate), [data[at : at + 1] for at in range(len(data))]) == whole
 
 
+@pytest.mark.parametrize("deflate", [True, False])
+@pytest.mark.parametrize("size", [20, 200])
+def test_what_looks_like_a_frame_inside_of_one_is_not_taken_for_it(deflate, size):
+    """A segment may end with a part of a head: then nothing is buffered, but the parser is in a frame."""
+    mask = b"\x81\x80ab"
+    inner = frame(BINARY, b"inner", mask=b"\0\0\0\0")
+    for sent in (
+        frame(TEXT, "y" * size, mask=mask),
+        frame(BINARY, inner + bytes(size), mask=b"\0\0\0\0"),
+        frame(BINARY, inner, fin=False, mask=b"\0\0\0\0") + frame(CONT, inner + bytes(size), mask=mask),
+    ):
+        whole = told(new(deflate=deflate), [sent])
+        for cut in range(1, len(sent)):
+            codec = new(deflate=deflate)
+            assert codec.receive(sent[:cut]) == []
+            assert codec.reach(sent, cut) <= len(sent) - cut
+            assert told(codec, [sent[cut:]]) == whole
+
+
 @pytest.mark.parametrize(
     ("sent", "code"),
     [

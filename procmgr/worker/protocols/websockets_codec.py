@@ -73,13 +73,13 @@ class WebsocketsCodec:
 
     def reach(self, data: bytes, at: int) -> int:
         """Return how many bytes of `data` from `at` belong to one frame, as far as is known."""
-        return self._reader.missing if self._reader.buffer else client_frame(data, at)[1] - at
+        return client_frame(data, at)[1] - at if self._reader.between else self._reader.missing
 
     def receive(self, data: bytes) -> list[Event]:
         """Return what `data` completes."""
         protocol = self._protocol
         events: list[Event] = []
-        if self._parts is None and not self._reader.buffer:
+        if self._parts is None and self._reader.between:
             data = self._cut_out(data, events)
         if data and protocol.parser_exc is None:
             protocol.receive_data(data)
@@ -186,15 +186,23 @@ class _Reader(StreamReader):
 
     wanted = 0
 
+    between = True
+    """Whether the parser is between two frames; in a frame, too, there may be nothing in the buffer."""
+
     @property
     def missing(self) -> int:
-        """How many bytes of a part of a frame, begun here already, have not come."""
-        # Without a part the parser is between two frames, and `wanted` is of the last one.
-        return self.wanted - len(self.buffer) if self.buffer else 0
+        """How many bytes of the part of a frame that the parser is in have not come."""
+        return self.wanted - len(self.buffer)
+
+    def at_eof(self) -> Generator[None, None, bool]:
+        """Wait for a byte or the end; the parser asks for it before every frame, and in none."""
+        self.between = True
+        return (yield from super().at_eof())
 
     def read_exact(self, n: int) -> Generator[None, None, bytearray]:
         """Read `n` bytes. Raises `EOFError` if there will not be as many."""
         self.wanted = n
+        self.between = False
         while len(self.buffer) < n and not self.eof:
             yield
         if n != len(self.buffer):
