@@ -244,6 +244,17 @@ def test_where_the_kernel_cannot_send_a_file_it_is_read(codec, loop, made, monke
     assert (reply.body == made["big"].read_bytes(), lines, asked) == (True, [], [1])
 
 
+def test_where_no_descriptor_is_left_for_the_kernel_a_file_is_read(codec, loop, made, monkeypatch):
+    """Its head has been sent when the socket is duplicated."""
+
+    def full(_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(outflow.os, "dup", full)
+    (reply,), lines = exchange(sending(START, path_of(made["big"])), GET, codec, loop=loop)
+    assert (reply.body == made["big"].read_bytes(), lines) == (True, [])
+
+
 @pytest.mark.parametrize("size", ["tiny", "big"])
 def test_a_file_goes_over_a_unix_socket(codec, loop, made, size, tmp_path):
     app = sending(START, path_of(made[size]))

@@ -11,7 +11,7 @@ whatever becomes of the transport: so it is closed the moment the connection shu
 one that was given up. Each turn of the loop moves at most `TURN` bytes of one file. Pages that are not in memory are
 read by sendfile(2) itself, for which the loop waits.
 
-Over TLS the kernel cannot do it, and some file systems do not either: then a thread reads a slice, which is written as
+Over TLS the kernel cannot do it, some file systems do not either, and a descriptor may be lacking: then a thread reads a slice, which is written as
 any body is, and the next one once the transport takes more.
 """
 
@@ -130,8 +130,12 @@ class Outflow:
 
     async def _by_kernel(self, part: FilePart) -> None:
         """Send `part`, or as much as can be sent this way."""
+        sock = self._connection.transport.get_extra_info("socket").fileno()
+        try:
+            self._socket = os.dup(sock)
+        except OSError:  # no descriptor is left: the head has been sent, so the file is read
+            return
         self._part = part
-        self._socket = os.dup(self._connection.transport.get_extra_info("socket").fileno())
         self._push()  # often all of it
         if self._socket >= 0:
             self._loop.add_writer(self._socket, self._push)
