@@ -414,6 +414,33 @@ def test_a_client_that_goes_away_ends_the_file_and_the_application(codec, loop, 
     run(main(), loop)
 
 
+def test_whatever_is_sent_after_a_file_whose_client_went_away_is_told_so(codec, loop, tls, made):
+    """As after bytes: an application that is told nothing would send for ever."""
+    raised = []
+
+    async def app(scope, receive, send):
+        await send(START)
+        with made["big"].open("rb") as file:
+            sends = [send(part_of(file, offset=0, more=True)) for _ in range(3)]
+            raised.extend(await asyncio.gather(*sends, return_exceptions=True))
+        for message in (body(b"x", more=True), body()):
+            raised.extend(await asyncio.gather(send(message), return_exceptions=True))
+
+    async def main():
+        async with half_sent(app, codec, tls=tls) as (server, client, _):
+            client.vanish()
+            now = server.context.now
+            for second in range(1, 7):
+                server.context.sweep(now + second)
+                await asyncio.sleep(0.01)
+            await server.until(lambda: not server.context.tasks and not server.context.connections)
+            assert [type(each) for each in raised] == [ClientDisconnected] * 5
+            assert server.records.lines == []
+            assert server.context.served == 1
+
+    run(main(), loop)
+
+
 def test_a_client_that_takes_too_little_is_cut_off(codec, loop, tls, made):
     async def main():
         app = Half(made["big"])

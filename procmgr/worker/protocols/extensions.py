@@ -122,7 +122,8 @@ class ExtendedConnection(Connection):
                 await self._write_file(part, outflow)
             except (Exception, asyncio.CancelledError):
                 cycle.passed_on(size - part.left)
-                cycle.broken()
+                if not cycle.lost:  # whose application is told so whatever it sends
+                    cycle.broken()
                 raise
             cycle.passed_on(size)
         if not more:

@@ -11,8 +11,8 @@ whatever becomes of the transport: so it is closed the moment the connection shu
 one that was given up. Each turn of the loop moves at most `TURN` bytes of one file. Pages that are not in memory are
 read by sendfile(2) itself, for which the loop waits.
 
-Over TLS the kernel cannot do it, some file systems do not either, and a descriptor may be lacking: then a thread reads a slice, which is written as
-any body is, and the next one once the transport takes more.
+Over TLS the kernel cannot do it, some file systems do not either, and a descriptor may be lacking: then a thread reads
+a slice, which is written as any body is, and the next one once the transport takes more.
 """
 
 from __future__ import annotations
