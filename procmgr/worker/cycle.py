@@ -317,6 +317,7 @@ class Cycle:
         context = self._wire.context
         where = self._wire.describe(self.request)
         status = 500
+        self._late = True  # what it had under way when it was cancelled, say in a thread, is no further mistake
         if _is_disconnect(error):
             pass
         elif self.refused and isinstance(error, asyncio.CancelledError):

@@ -490,6 +490,35 @@ def test_a_cancelled_request_leaves_its_thread_behind_and_says_where_it_is(caplo
     assert "release.wait(PATIENCE)" in caplog.text
 
 
+def test_a_part_that_waits_for_the_client_when_its_request_is_cancelled_is_no_mistake(codec):
+    gone = threading.Event()
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        try:
+            while True:
+                yield bytes(100_000)
+        finally:
+            gone.set()
+
+    async def test():
+        async with wsgi(app, codec) as server:
+            client = await server.connect()
+            client.writer.transport.pause_reading()
+            client.send(GET)
+            connection = await server.connection()
+            # Two parts are on their way: one that the transport has, and one that waits for it.
+            await server.until(lambda: connection.write_paused and connection._writable is not None)
+            await server.until(lambda: connection._writable.waiting)
+            server.context.abort_requests()
+            await server.until(gone.is_set)
+            await server.until(lambda: not server.context.active)
+            return server.records.lines
+
+    (line,) = run(test())
+    assert line.endswith("cancelled, the worker ends")
+
+
 def test_a_request_that_is_cancelled_while_it_waits_for_a_thread_never_runs():
     release, began, ran = threading.Event(), threading.Event(), []
 
