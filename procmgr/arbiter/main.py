@@ -66,6 +66,7 @@ def could_take_over(invocation: Invocation, ticket: Ticket) -> int:
 
 def check(invocation: Invocation, resolved: Resolved) -> int:
     """Import the application in a child, without serving; returns the exit code it would fail with, or 0."""
+    process.open_standard_streams()
     settings = resolved.settings
     privileges = process.resolve_privileges(settings.process.user, settings.process.group)
     for warning in certificates.check(settings, invocation.cwd):

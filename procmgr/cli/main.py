@@ -147,7 +147,9 @@ def _print(text: str) -> int:
     try:
         # TOML is UTF-8 whatever the locale; a path that is not is shown escaped.
         click.echo(text.encode("utf-8", "backslashreplace"), nl=False)
-    except BrokenPipeError:
-        # The reader has seen enough; the interpreter's own flush at exit must not complain.
+    except OSError as error:
+        # The interpreter's own flush at exit must not complain, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # that reader has seen enough
+            raise ProcmgrError(f"cannot write to standard output: {error.strerror}") from None
     return ExitCode.OK

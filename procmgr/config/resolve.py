@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from procmgr.config import sources, tls
+from procmgr.config import clashes, sources, tls
 from procmgr.config.declare import Applies
 from procmgr.config.settings import GROUPS, TABLE, Settings
 from procmgr.config.sources import DEFAULT, Given, Layer, Level, Origin
@@ -86,6 +86,7 @@ def resolve(invocation: Invocation) -> Resolved:
     _check_interface(settings, given)
     _check_interpreter(settings, given)
     _check_tls(settings, given)
+    clashes.check(settings, given, invocation.cwd)
     return Resolved(
         settings=settings,
         origins=MappingProxyType({name: given[name].origin if name in given else DEFAULT for name in TABLE}),
@@ -188,7 +189,7 @@ def _check_installed(given: Mapping[str, Given]) -> None:
     for name, value, module, extra in _EXTRAS:
         if name in given and given[name].value == value and importlib.util.find_spec(module) is None:
             origin = given[name].origin
-            raise origin.refuse(f"{name}: {value} from {origin}: pip install 'procmgr[{extra}]'")
+            raise origin.refuse(f"{name}: {value} from {origin}: needs {module}: pip install 'procmgr[{extra}]'")
 
 
 def _check_interface(settings: Settings, given: Mapping[str, Given]) -> None:

@@ -6,6 +6,7 @@ The kernel lists sockets with their inode in /proc/net (proc_net(5)); a process 
 
 from __future__ import annotations
 
+import os
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import islice
@@ -24,7 +25,10 @@ _LISTEN: Final = "0A"
 
 
 def holder(address: Bindable, *, proc: Path = PROC) -> str | None:
-    """Return "pid 123 (name)" of a process that listens where `address` would, None if that cannot be found out."""
+    """Return "pid 123 (name)" of a process that listens where `address` would, None if that cannot be found out.
+
+    If it is this process, that is said too.
+    """
     inodes = set(_tcp_inodes(address, proc) if isinstance(address, TCP) else _unix_inodes(address, proc))
     return _describe_owner({f"socket:[{inode}]" for inode in inodes}, proc) if inodes else None
 
@@ -105,4 +109,6 @@ def _describe(process: Path) -> str:
         name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return f"pid {process.name}"
-    return f"pid {process.name} ({name})"
+    # A name of a host that is an address listened on already, or an address that a reload widens.
+    ourselves = ", this procmgr itself" if process.name == str(os.getpid()) else ""
+    return f"pid {process.name} ({name}){ourselves}"

@@ -258,6 +258,7 @@ NEEDING_OTHERS = [
     *("app", "bind", "uds", "host", "port", "app_dir", "env_file", "log_config", "chdir", "workers", "reload_dirs"),
     *("ssl_certfile", "ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs"),
     "preload_immortal",
+    *("admin_bind", "agent_bind"),  # one example for both, and only one of them can have it
 ]
 GIVEN = st.fixed_dictionaries(
     {"app": st.just("main:app")},
@@ -350,12 +351,29 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("arguments", ["--help", "--wrokers"])
-def test_closed_standard_streams_change_no_exit_code(arguments):
+def test_an_output_that_cannot_be_written_is_one_line_and_an_error():
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "procmgr", "--help"],
+            env={"PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=30,
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"procmgr: error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["--help"], 0), (["--wrokers"], 2), (["--check-config", "json:loads"], 0), (["--check-config", "json:lads"], 4)],
+)
+def test_closed_standard_streams_change_no_exit_code(arguments, status):
     """A daemon may be started with none of them; sys.stdout and sys.stderr are None then."""
-    command = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "procmgr", arguments]
+    command = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "procmgr", *arguments]
     done = subprocess.run(command, env={"PYTHONPATH": str(Path(__file__).parents[2])}, check=False, timeout=30)
-    assert done.returncode == {"--help": 0, "--wrokers": 2}[arguments]
+    assert done.returncode == status
 
 
 def test_usage_errors_are_refusals():

@@ -372,6 +372,56 @@ MISTAKES = [
             "main:app"
         ),
     ),
+    (
+        {"proxy_protocol": True, "forwarded_allow_ips": ""},
+        {},
+        "",
+        UsageError,
+        (
+            "proxy_protocol from --proxy-protocol: forwarded_allow_ips from --forwarded-allow-ips trusts nobody, so "
+            "every connection would be closed; expected your proxies there"
+        ),
+    ),
+    (
+        {"admin_bind": ("127.0.0.1:8000",)},
+        {},
+        "",
+        UsageError,
+        (
+            "admin_bind: '127.0.0.1:8000' from --admin-bind: port from default has '127.0.0.1:8000' already; "
+            "expected an address of its own for each"
+        ),
+    ),
+    (
+        {},
+        {"PROCMGR_PORT": "9000"},
+        "agent_bind = ':9000'",
+        ConfigError,
+        (
+            "agent_bind: ':9000' from procmgr.toml: port from PROCMGR_PORT has '127.0.0.1:9000' already; "
+            "expected an address of its own for each"
+        ),
+    ),
+    (
+        {"bind": ("unix:/run/a.sock,mode=0660",), "control": "/run/./a.sock"},
+        {},
+        "",
+        UsageError,
+        (
+            "control: 'unix:/run/./a.sock' from --control: bind from --bind has 'unix:/run/a.sock,mode=0660' already; "
+            "expected an address of its own for each"
+        ),
+    ),
+    (
+        {"bind": ("[::]:8000", "[::1]:8000")},
+        {},
+        "",
+        UsageError,
+        (
+            "bind: '[::1]:8000' from --bind: bind from --bind has '[::]:8000' already; "
+            "expected an address of its own for each"
+        ),
+    ),
 ]
 
 
@@ -537,3 +587,8 @@ def test_no_repr_shows_a_secret(ask):
 
 def test_surge_in_percent_comes_through(ask):
     assert ask({"reload_surge": "25%"}).settings.pool.reload_surge == Surge(25, percent=True)
+
+
+def test_addresses_that_can_stand_side_by_side_are_no_clash(ask):
+    bind = (":8000", ":8000", "[::]:8000", "ip6-localhost:8000", "127.0.0.1:0", ":0", "unix:@a", "unix:a", "fd://3")
+    ask({"bind": bind, "admin_bind": ("[::]:8001", ":8001"), "agent_bind": (":0", "unix:@b"), "control": "off"})
