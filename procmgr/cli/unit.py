@@ -53,6 +53,8 @@ RestartSec=1
 RestartPreventExitStatus={no_restart}
 # TERM to procmgr alone, which lets its workers finish; what is left after it gets KILL.
 KillMode=mixed
+# A worker that the kernel kills for want of memory is procmgr's to replace; by default systemd would end the service.
+OOMPolicy=continue
 WatchdogSec=20
 # Listeners stay open across a restart. systemd before 254 does not say so itself, hence the variable.
 FileDescriptorStoreMax={stored}

@@ -52,6 +52,12 @@ def test_a_printed_unit_has_the_command_line_and_the_directory_of_the_start(tmp_
     assert setting(text, "ExecReload")[0].endswith("--socket %t/main/control.sock reload")
 
 
+def test_a_worker_that_the_kernel_kills_for_memory_does_not_end_the_service(tmp_path):
+    """By default (systemd.service(5)) it would: procmgr replaces the one worker, systemd would stop them all."""
+    for text in (unit.template(), printed(tmp_path, "main:app")):
+        assert setting(text, "OOMPolicy") == ["continue"]
+
+
 def test_a_directory_is_no_command_line(tmp_path):
     text = printed(tmp_path / "a $b 5%", "main:app")
     assert setting(text, "WorkingDirectory") == [f"{tmp_path}/a $b 5%%"]
