@@ -96,6 +96,8 @@ class Plans:
     def make(self, settings: Settings) -> Plan:
         """Return the plan for `settings`, its listeners bound; raises `ProcmgrError`."""
         privileges = process.resolve_privileges(settings.process.user, settings.process.group)
+        if privileges is not None:
+            process.check_privileges(privileges)
         certificates = Certificates.open(settings.tls, self._invocation.cwd)
         if certificates is not None:
             self._certificates.append(certificates)

@@ -12,7 +12,7 @@ from procmgr.process.attributes import (
 )
 from procmgr.process.cpus import cpu_quota, usable_cpus
 from procmgr.process.pidfile import PidFile, PidFileEstate
-from procmgr.process.privileges import Privileges, drop_privileges, resolve_privileges
+from procmgr.process.privileges import Privileges, check_privileges, drop_privileges, resolve_privileges
 from procmgr.process.sigstack import enlarge_signal_stack
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PidFileEstate",
     "Privileges",
     "allow_core",
+    "check_privileges",
     "cpu_quota",
     "drop_privileges",
     "enlarge_signal_stack",

@@ -136,4 +136,6 @@ def _lock_leftover(leftover: int, target: Path) -> None:
 
 def _pid_file_error(target: Path, error: OSError) -> ProcmgrError:
     kind = PrivilegeError if isinstance(error, PermissionError) else ConfigError
-    return kind(f"pid file {target}: {error.strerror}; its directory must exist and be writable")
+    directory = isinstance(error, IsADirectoryError)
+    wanted = "expected a file" if directory else "its directory must exist and be writable"
+    return kind(f"pid file {target}: {error.strerror}; {wanted}")

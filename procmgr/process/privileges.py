@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from procmgr.errors import ConfigError, PrivilegeError
+
+_STATUS: Final = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +71,21 @@ def _is_id(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**32 - 1
 
 
+def check_privileges(privileges: Privileges, *, status: Path = _STATUS) -> None:
+    """Raise PrivilegeError if `drop_privileges` is bound to fail, as far as /proc tells (capabilities(7))."""
+    if _holds(privileges):
+        return
+    needed = {"CAP_SETGID": 6} if privileges.uid in os.getresuid() else {"CAP_SETGID": 6, "CAP_SETUID": 7}
+    try:
+        found = re.search(
+            r"^CapEff:\s*([0-9a-f]+)$", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE
+        )
+    except OSError:
+        return
+    if found and any(not int(found[1], 16) >> bit & 1 for bit in needed.values()):
+        raise _cannot_become(privileges, os.strerror(errno.EPERM))
+
+
 def drop_privileges(privileges: Privileges) -> None:
     """Become `privileges` for good: supplementary groups, then group, then user, each in all three of its forms.
 
@@ -79,10 +100,14 @@ def drop_privileges(privileges: Privileges) -> None:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     except OSError as error:
-        needs = "needs root, or CAP_SETUID and CAP_SETGID"
-        raise PrivilegeError(f"cannot become uid {uid}, gid {gid}: {error.strerror}; {needs}") from error
+        raise _cannot_become(privileges, error.strerror) from error
     if not _holds(privileges):
         raise PrivilegeError(f"cannot become uid {uid}, gid {gid}: the kernel kept other rights")
+
+
+def _cannot_become(privileges: Privileges, why: str | None) -> PrivilegeError:
+    needs = "needs root, or CAP_SETUID and CAP_SETGID"
+    return PrivilegeError(f"cannot become uid {privileges.uid}, gid {privileges.gid}: {why}; {needs}")
 
 
 def _holds(privileges: Privileges) -> bool:

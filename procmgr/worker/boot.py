@@ -240,9 +240,14 @@ def _env_file(path: Path) -> dict[str, str]:
         from dotenv import dotenv_values  # noqa: PLC0415 - an extra: only who asks for a file needs it
     except ImportError:
         raise ConfigError("env_file: reading it needs python-dotenv; install procmgr[dotenv]") from None
-    if not path.is_file():
-        raise ConfigError(f"env_file: there is no file {path}")
-    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+    try:
+        with path.open(encoding="utf-8") as file:  # dotenv itself passes over a file that is not there
+            values = dotenv_values(stream=file)
+    except OSError as error:
+        raise ConfigError(f"env_file: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"env_file: {path} is not UTF-8") from None
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _rename_start_directory(cwd: Path) -> None:

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
-from procmgr.errors import AppError, AppNotFoundError, ExitCode
+from procmgr.config.resolve import build
+from procmgr.errors import AppError, AppNotFoundError, ConfigError, ExitCode
 from procmgr.worker.app import adapt, load
+from procmgr.worker.boot import environment
 
 
 @pytest.fixture
@@ -274,3 +276,21 @@ def told_version(app, interface):
 
     asyncio.run(run())
     return sent[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "env_file: cannot read .*site.env: No such file or directory"),
+        ("directory", "env_file: cannot read .*site.env: Is a directory"),
+        (b"A=\xff\n", "env_file: .*site.env is not UTF-8"),
+    ],
+)
+def test_an_env_file_that_cannot_be_read_is_one_line(tmp_path, content, message):
+    path = tmp_path / "site.env"
+    if content == "directory":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        environment(build({"app": "a:b", "env_file": str(path)}), {}, tmp_path)

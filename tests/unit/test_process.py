@@ -11,6 +11,7 @@ import signal
 import stat
 import tempfile
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from procmgr.process import (
     PidFile,
     Privileges,
     allow_core,
+    check_privileges,
     cpu_quota,
     drop_privileges,
     get_pdeathsig,
@@ -204,6 +206,26 @@ def test_user_and_group_by_name_or_number_become_ids(accounts, user, group, expe
 def test_an_unknown_user_or_group_is_a_configuration_error(accounts, user, group, message):
     with pytest.raises(ConfigError, match=message):
         resolve_privileges(user, group)
+
+
+@pytest.mark.parametrize(
+    ("effective", "uid", "refused"),
+    [
+        ("000001ffffffffff", 4711, False),
+        ("00000000000000c0", 4711, False),
+        ("0000000000000040", 4711, True),
+        ("0000000000000040", os.getuid(), False),
+        ("0000000000000000", 4711, True),
+    ],
+)
+def test_rights_that_cannot_be_had_are_refused_before_anybody_is_forked(tmp_path, effective, uid, refused):
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t{effective}\nCapBnd:\t0000000000000000\n")
+    wanted = Privileges(uid=uid, gid=4711, groups=(4711,))
+    expected = "uid .*, gid 4711: Operation not permitted; needs root, or CAP_SETUID and CAP_SETGID"
+    with pytest.raises(PrivilegeError, match=expected) if refused else nullcontext():
+        check_privileges(wanted, status=status)
+    check_privileges(wanted, status=tmp_path / "hidden")
 
 
 @root_only
