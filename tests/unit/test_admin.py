@@ -34,7 +34,23 @@ DOCUMENT = {
     "summary": "1/1 workers ready & well",
     "warnings": ["<old>"],
     "last_reload": {"outcome": "rolled back", "exit": 3, "text": "<boom>", "ago": 3.0},
-    "workers": [{"slot": 0, "pid": 12, "state": "ready", "lag": 0.0012, "memory": 1 << 20, "age": 7300, "cpu": None}],
+    "workers": [
+        {
+            "slot": 0,
+            "pid": 12,
+            "state": "ready",
+            "lag": 0.0012,
+            "memory": 1 << 20,
+            "age": 7300,
+            "cpu": None,
+            "in_flight": [
+                {"method": "GET", "path": "/<slow>", "age": 90.0},
+                {"method": "PUT", "path": "/", "age": 99.0},
+            ],
+            "predecessor": {"worker": 1, "reason": "killed by <signal> 9", "ago": 7300.0},
+        }
+    ],
+    "vacant": [{"slot": 1, "worker": 2, "reason": "could not start", "ago": 0.5}],
 }
 
 
@@ -175,12 +191,18 @@ def test_other_paths_are_not_found_and_say_what_there_is():
 
 def test_the_page_for_people_escapes_everything_and_loads_nothing():
     text = pages.page(DOCUMENT)
-    for harm in ("<shop>", "<b>", "<old>", "<boom>"):
+    for harm in ("<shop>", "<b>", "<old>", "<boom>", "<slow>", "<signal>"):
         assert harm not in text
     assert "1/1 workers ready &amp; well" in text
     assert "<td class=n>1.0 MiB</td>" in text
     assert "<td class=n>2 h</td>" in text
     assert "up 25 h" in text
+    assert "<td class=n>1 ms</td>" in text
+    assert text.index("PUT /<") < text.index("GET /&lt;slow&gt;"), "what runs for longest comes first"
+    assert re.search(
+        r"<td>0</td><td class=n>1</td><td class=n>2 h ago</td><td class=l>killed by &lt;signal&gt; 9<", text
+    )
+    assert re.search(r"<td>1</td><td class=n>2</td><td class=n>0\.5 s ago</td><td class=l>could not start<", text)
     assert not re.search(r"<script|<img|<link|src=|http-equiv=\"(?!refresh)", text)
     assert "last reload: rolled back" in pages.page({**DOCUMENT, "last_reload": DOCUMENT["last_reload"]})
     assert "last reload" not in pages.page({**DOCUMENT, "last_reload": None})
