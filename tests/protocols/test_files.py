@@ -406,7 +406,7 @@ def test_a_client_that_goes_away_ends_the_file_and_the_application(codec, loop, 
             now = server.context.now
             for second in range(1, 7):  # over TLS nobody watches a socket that is neither read nor written
                 server.context.sweep(now + second)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
             await server.until(lambda: app.ended and not server.context.connections)
             assert isinstance(app.raised, ClientDisconnected)
             assert server.records.lines == []
@@ -432,7 +432,7 @@ def test_whatever_is_sent_after_a_file_whose_client_went_away_is_told_so(codec, 
             now = server.context.now
             for second in range(1, 7):
                 server.context.sweep(now + second)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
             await server.until(lambda: not server.context.tasks and not server.context.connections)
             assert [type(each) for each in raised] == [ClientDisconnected] * 5
             assert server.records.lines == []
