@@ -25,7 +25,7 @@ import threading
 import traceback
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
 from procmgr.errors import ClientDisconnected, ConfigError
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     Bridge = Callable[[Scope, Receive, Send], Awaitable[None]]
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
+T = TypeVar("T")
+
 INSTALL: Final = "pip install 'procmgr[wsgi]'"
 _CALL: Final = "procmgr.call"
 _BLOCK: Final = 64 * 1024
@@ -61,7 +63,7 @@ log = logging.getLogger("procmgr.error")
 class WSGI:
     """The WSGI application `app`, of which `threads` requests run at a time and others wait.
 
-    `on_stuck` is called when every thread was left behind by a request that was cancelled. Raises `ConfigError` if
+    `on_stuck` is called when every thread was left behind by requests that were cancelled. Raises `ConfigError` if
     a2wsgi is not installed.
     """
 
@@ -106,13 +108,19 @@ class WSGI:
             return
         self._left_behind += 1
         task.add_done_callback(self._came_back)
-        log.warning(
-            "the thread of %s %s goes on, though the request was cancelled, at\n%s",
-            scope["method"],
-            ascii(scope["path"][:200])[1:-1],
-            _stack(call.thread),
-        )
-        if self._left_behind == self._threads and self.on_stuck is not None:
+        if not call.freed:
+            log.warning(
+                "the thread of %s %s goes on, though the request was cancelled, at\n%s",
+                scope["method"],
+                ascii(scope["path"][:200])[1:-1],
+                _stack(call.thread),
+            )
+        if self._left_behind >= self._threads:
+            # Not at once: slow clients hold all threads too, and those come back as soon as they are told.
+            asyncio.get_running_loop().call_later(_PATIENCE, self._judge)
+
+    def _judge(self) -> None:
+        if self._left_behind >= self._threads and self.on_stuck is not None:
             self.on_stuck()
 
     def _came_back(self, _: object) -> None:
@@ -142,6 +150,7 @@ class _Call:
         "_send",
         "_sending",
         "error",
+        "freed",
         "gone",
         "thread",
         "waiting",
@@ -162,6 +171,8 @@ class _Call:
         self.gone: BaseException | None = None
         """Why nothing more can be sent; the thread is to end by it."""
         self.thread: int | None = None
+        self.freed = False
+        """Whether the thread has ended or waits for the loop, which lets it go on once the request is cancelled."""
         self.waiting: asyncio.TimerHandle | None = None
 
     # -- in the loop ---------------------------------------------------------------------------------------------
@@ -205,6 +216,8 @@ class _Call:
             self._send_all(self._app(environ, self.start_response))
         except StopIteration as error:  # as in generators (PEP 479): a future takes any but that, and hangs
             raise RuntimeError("the application raised StopIteration") from error
+        finally:
+            self.freed = True
         raise _Sent
 
     def _send_all(self, parts: Iterable[bytes]) -> None:
@@ -248,7 +261,7 @@ class _Call:
     def more(self) -> tuple[bytes, bool]:
         """Return a further part of the request's body, and whether it was the last; raises `ClientDisconnected`."""
         self._go_on()
-        message = asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()
+        message = self._result(asyncio.run_coroutine_threadsafe(self._next(), self._loop))
         if message["type"] == "http.disconnect":
             raise ClientDisconnected("the client went in the middle of its request")
         return message["body"], not message["more_body"]
@@ -261,11 +274,18 @@ class _Call:
             raise RuntimeError("more bytes of body than content-length says")
         if self._sending is not None:
             sending, self._sending = self._sending, None
-            sending.result()
+            self._result(sending)
         self._go_on()
         head = None if self._begun else self._head
         self._begun, self._complete = True, not more
         self._sending = asyncio.run_coroutine_threadsafe(self._deliver(head, part, more), self._loop)
+
+    def _result(self, future: Future[T]) -> T:
+        self.freed = True
+        try:
+            return future.result()
+        finally:
+            self.freed = False
 
     def _go_on(self) -> None:
         if self.gone is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import sys
@@ -13,7 +14,7 @@ import pytest
 from support.wire import PATIENCE, run, serving
 
 from procmgr.errors import ClientDisconnected
-from procmgr.worker.wsgi import WSGI
+from procmgr.worker.wsgi import WSGI, _Call
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -480,7 +481,7 @@ def test_a_cancelled_request_leaves_its_thread_behind_and_says_where_it_is(caplo
             await server.until(began.is_set)
             server.context.abort_requests()
             assert (await client.reply()).status == 503
-            assert stuck == [1]
+            await server.until(lambda: stuck == [1])
             release.set()
             await server.until(lambda: not application._running)
         assert len(server.records.records) == 1
@@ -488,6 +489,44 @@ def test_a_cancelled_request_leaves_its_thread_behind_and_says_where_it_is(caplo
     run(test())
     assert "the thread of GET / goes on" in caplog.text
     assert "release.wait(PATIENCE)" in caplog.text
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_thread_that_waits_for_a_slow_client_is_not_left_behind(caplog, monkeypatch, ended):
+    """It has ended, or is told at once: a worker is not replaced because clients were slow."""
+    stuck, calls, begin = [], [], _Call.__init__
+
+    def seen(call, *arguments):
+        calls.append(call)
+        begin(call, *arguments)
+
+    monkeypatch.setattr(_Call, "__init__", seen)
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        for _ in range(1 if ended else 100):
+            yield bytes(20_000_000 if ended else 100_000)
+
+    async def test():
+        application = WSGI(app, threads=1)
+        application.on_stuck = lambda: stuck.append(1)
+        async with serving(application, "httptools") as server:
+            client = await server.connect()
+            client.writer.transport.pause_reading()
+            client.send(GET)
+            connection = await server.connection()
+            await server.until(lambda: connection._writable is not None and connection._writable.waiting)
+            await server.until(lambda: calls[0].freed)
+            server.context.abort_requests()
+            await server.until(lambda: not application._running)
+            assert application._left_behind == 0
+            judged = asyncio.Event()
+            asyncio.get_running_loop().call_later(1.1, judged.set)  # behind what waits for a second
+            await judged.wait()
+
+    run(test())
+    assert stuck == []
+    assert "goes on" not in caplog.text
 
 
 def test_a_part_that_waits_for_the_client_when_its_request_is_cancelled_is_no_mistake(codec):
