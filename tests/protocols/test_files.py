@@ -277,10 +277,20 @@ def scene(made, tmp_path):
     """What there is to be sent: `tiny` and `big` by path, `file` and `pipe` opened, and a directory with a FIFO."""
     os.mkfifo(tmp_path / "fifo")
     pipe = os.pipe()
-    with made["tiny"].open("rb") as file, made["tiny"].open() as text:
-        yield SimpleNamespace(tiny=made["tiny"], big=made["big"], there=tmp_path, pipe=pipe[0], file=file, text=text)
-    os.close(pipe[0])
-    os.close(pipe[1])
+    unreadable = [os.open(made["big"], flags) for flags in (os.O_WRONLY, os.O_PATH)]
+    with made["tiny"].open("rb") as file, made["tiny"].open() as text, made["big"].open("rb") as opened:
+        yield SimpleNamespace(
+            tiny=made["tiny"],
+            big=made["big"],
+            there=tmp_path,
+            pipe=pipe[0],
+            file=file,
+            text=text,
+            opened=opened,
+            unreadable=unreadable,
+        )
+    for each in (*pipe, *unreadable):
+        os.close(each)
 
 
 WRONG = {
@@ -308,6 +318,10 @@ WRONG = {
     "an offset beyond the end": lambda at: (START, part_of(at.file, offset=4, count=1)),
     "a negative offset": lambda at: (START, part_of(at.file, offset=-1)),
     "a negative count": lambda at: (START, part_of(at.file, count=-1)),
+    "a descriptor for writing": lambda at: (START, part_of(at.unreadable[0], offset=0)),
+    "a descriptor of a path": lambda at: (START, part_of(at.unreadable[1], offset=0)),
+    "an offset that is no integer": lambda at: (START, part_of(at.opened, offset=0.0)),
+    "a count that is no integer": lambda at: (START, part_of(at.opened, offset=0, count=100_000.0)),
     "an offset that is no number": lambda at: (START, part_of(at.file, offset="1")),
 }
 

@@ -8,9 +8,11 @@ another file's.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import os
 import stat
+from operator import index
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -87,8 +89,10 @@ def open_file(loop: asyncio.AbstractEventLoop, file: Any, offset: int | None, co
     fd = os.dup(file if isinstance(file, int) else file.fileno())
     try:
         size = _regular_size(fd)
-        begin = _position(file) if offset is None else offset
-        left = max(0, size - begin) if count is None else count
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_WRONLY | os.O_PATH):
+            raise ValueError("file must be opened for reading")
+        begin = _position(file) if offset is None else index(offset)
+        left = max(0, size - begin) if count is None else index(count)
         if begin < 0 or left < 0 or (left and begin + left > size):
             raise ValueError(f"no {left} bytes at offset {begin} in a file of {size}")
         if offset is None:
