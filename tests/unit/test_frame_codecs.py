@@ -98,6 +98,18 @@ def test_a_whole_message_that_is_wrong_ends_the_socket_behind_what_was_right(sen
     assert replies == [b"\x88" + code.to_bytes(2)]
 
 
+@pytest.mark.parametrize("code", [1000, 1011])
+@pytest.mark.parametrize(
+    "wrong",
+    [frame(3), frame(CONT), frame(TEXT, BAD_TEXT), frame(TEXT, b"\xff", fin=False), frame(BINARY, bytes(MAX + 1))],
+)
+def test_a_mistake_of_the_peer_is_his_whatever_the_code_with_which_the_socket_closes(code, wrong):
+    """The application raised, or no pong came, and then the peer is wrong: that is no error of this process."""
+    codec = new(deflate=False)
+    codec.close(code, "")
+    assert codec.receive(frame(TEXT, "before") + wrong) == ["before", Closed(code, "")]
+
+
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536])
 def test_heads_are_written_and_read_at_every_length(size):
     sent = frame(BINARY, bytes(size))

@@ -25,7 +25,6 @@ from websockets.streams import StreamReader
 
 from procmgr.worker.protocols.frames import (
     BAD_DATA,
-    INTERNAL_ERROR,
     PROTOCOL_ERROR,
     TOO_BIG,
     Closed,
@@ -45,6 +44,9 @@ if TYPE_CHECKING:
     from procmgr.worker.protocols.handshake import Handshake
 
 _new_decoder: Final = codecs.getincrementaldecoder("utf-8")
+_VIOLATIONS: Final = (ProtocolError, PayloadTooBig, UnicodeDecodeError)
+"""What the library's parser raises for mistakes of the peer; for any other error it closes with 1011."""
+
 _FINAL: Final = 0x80
 _COMPRESSED: Final = 0x40
 _WHOLE: Final = {_FINAL | opcode: opcode for opcode in (Opcode.TEXT, Opcode.BINARY)}
@@ -88,7 +90,7 @@ class WebsocketsCodec:
             self.replies += filter(None, protocol.data_to_send())  # an empty one asks for the end of the connection
         if protocol.parser_exc is not None:
             sent = protocol.close_sent
-            if sent is None or sent.code == INTERNAL_ERROR:
+            if sent is None or not isinstance(protocol.parser_exc, _VIOLATIONS):
                 raise protocol.parser_exc  # no mistake of the peer's: the loop reports it and ends the connection
             events.append(Closed(sent.code, sent.reason))
         return events
