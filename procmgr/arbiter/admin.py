@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from procmgr import scoreboard, sockets
 from procmgr.arbiter import metrics, pages
 from procmgr.arbiter.accepting import Accepting
-from procmgr.arbiter.manager import Rate
+from procmgr.arbiter.rate import Rate
 from procmgr.arbiter.tally import Tally, TallyEstate
 from procmgr.arbiter.visitors import Page, Visitors
 from procmgr.plain import record

@@ -26,13 +26,14 @@ from procmgr.arbiter.hooks import HOOK_SECONDS
 from procmgr.arbiter.host import LinuxHost
 from procmgr.arbiter.lateness import LateLoops
 from procmgr.arbiter.loop import Loop
-from procmgr.arbiter.manager import Rate, ServiceManager
+from procmgr.arbiter.manager import ServiceManager
 from procmgr.arbiter.memory import MemoryGauge
 from procmgr.arbiter.nursery import Nursery
 from procmgr.arbiter.oom import OomKills
 from procmgr.arbiter.operations import Operations
 from procmgr.arbiter.parts import KILL_GRACE_SECONDS, QUICK_SECONDS, Parts, live_level, policy_of
 from procmgr.arbiter.pressure import PressureWatch
+from procmgr.arbiter.rate import Rate
 from procmgr.arbiter.reexec import Upgrade
 from procmgr.arbiter.renewal import Renewal
 from procmgr.arbiter.report import Report, fields_of
@@ -62,23 +63,18 @@ class Arbiter:
         self._pid_file = made.pid_file
         self._pool = made.pool
         self._ladder = StopLadder()
+        self._born = made.born
         left = made.estate
         self._signals = SignalQueue(left.signals if left else None)
+        host = left.host if left else None
         self._host = LinuxHost(
-            birth=self._birth,
-            close_in_child=self._close_in_child,
-            oom_kills=OomKills(),
-            estate=left.host if left else None,
+            birth=self._birth, close_in_child=self._close_in_child, oom_kills=OomKills(), estate=host
         )
         self._report = Report(members=self._host.members)
         self._loop = Loop(pool=self._pool, host=self._host, signals=self._signals, observer=self)
         self._loop.adopt(self._host.members)
-        self._history = History(
-            members=self._host.members,
-            view=self._pool.view,
-            now=self._host.now,
-            estate=left.history if left else None,
-        )
+        history = left.history if left else None
+        self._history = History(members=self._host.members, view=self._pool.view, now=self._host.now, estate=history)
         self._upgrade = Upgrade(
             invocation=invocation,
             loop=self._loop,
@@ -87,11 +83,16 @@ class Arbiter:
             part=self._part,
             changed=self._on_upgrade,
         )
-        self._born = made.born
-        stacks = StackReader(host=self._host, loop=self._loop)
-        self._late_loops = LateLoops(host=self._host, stacks=stacks)
+        self._stacks = StackReader(host=self._host, loop=self._loop)
+        self._make_watches()
+        self._make_speakers(made)
+        self._make_helpers(left)
+
+    def _make_watches(self) -> None:
+        """Make those who look after the workers beside the pool."""
+        self._late_loops = LateLoops(host=self._host, stacks=self._stacks)
         self._pressure = PressureWatch(
-            environ=invocation.environ,
+            environ=self._invocation.environ,
             loop=self._loop,
             now=self._host.now,
             on_pressure=lambda: self._loop.post(MemoryShort(self._memory.sizes())),
@@ -103,13 +104,17 @@ class Arbiter:
             always=self._pressure.active,
         )
         self._renewal = Renewal(plans=self._plans.serving, send=self._host.broadcast)
+
+    def _make_speakers(self, made: Parts) -> None:
+        """Make those who tell of all this: systemd, operators, whoever looks at the pages."""
+        left = made.estate
         self._operations = Operations(
             steering=self,
             host=self._host,
             loop=self._loop,
             view=self._pool.view,
             history=self._history,
-            stacks=stacks,
+            stacks=self._stacks,
             born=self._born,
         )
         self._rate = Rate()
@@ -137,13 +142,16 @@ class Arbiter:
         self._control = Control.begin(
             left.control if left else None,
             setting=control.OFF if left and left.control is None else made.settings.process.control,
-            default=control.default_path(invocation.environ, made.settings.process.name),
+            default=control.default_path(self._invocation.environ, made.settings.process.name),
             loop=self._loop,
             now=self._host.now,
             answer=self._operations.answer,
         )
+
+    def _make_helpers(self, left: estate.Estate | None) -> None:
+        """Make those who keep the arbiter's other processes; the children of the arbiter before are known again."""
         self._aides = Aides(
-            invocation=invocation,
+            invocation=self._invocation,
             loop=self._loop,
             host=self._host,
             view=self._pool.view,

@@ -19,7 +19,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from procmgr.arbiter.spawn import fork
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from procmgr.arbiter.core.events import Exit
+    from procmgr.arbiter.documents import Document
     from procmgr.arbiter.loop import Loop, Timer
 
-Document = dict[str, Any]
 
 _AT_ONCE: Final = 4
 _WAITING: Final = 256

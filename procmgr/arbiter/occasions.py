@@ -6,9 +6,10 @@ All of them hear of the pool and its workers as they are at that moment, under t
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from procmgr import scoreboard
+from procmgr.arbiter import documents
 from procmgr.arbiter.core import actions
 from procmgr.arbiter.core.events import StopLevel
 
@@ -16,11 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from procmgr.arbiter.core.view import View
+    from procmgr.arbiter.documents import Document
     from procmgr.arbiter.hooks import Hooks
     from procmgr.arbiter.member import Member
     from procmgr.config.settings import Settings
-
-Document = dict[str, Any]
 
 
 class Occasions:
@@ -81,33 +81,19 @@ class Occasions:
         settings = self._settings()
         target: str | None = getattr(settings.hooks, name)
         if target is not None:
-            told = {"hook": name, "name": settings.process.name, **_pool(self._view()), **more}
-            self._hooks.call(name, target, told)
-
-
-def _pool(view: View) -> Document:
-    return {
-        "pid": os.getpid(),
-        "pool": {
-            "desired": view.desired,
-            "ready": view.ready,
-            "starting": view.starting,
-            "draining": view.draining,
-            "generation": view.generation,
-            "rolling": view.rolling,
-            "stopping": None if view.stop is None else view.stop.name.lower(),
-        },
-        "workers": [
-            {
-                "slot": worker.slot,
-                "worker": worker.worker_id,
-                "pid": worker.pid,
-                "generation": worker.generation,
-                "state": worker.state.value,
-            }
-            for worker in view.workers
-        ],
-    }
+            view = self._view()
+            self._hooks.call(
+                name,
+                target,
+                {
+                    "hook": name,
+                    "name": settings.process.name,
+                    "pid": os.getpid(),
+                    "pool": documents.pool(view),
+                    "workers": [documents.worker(each) for each in view.workers],
+                    **more,
+                },
+            )
 
 
 def _reload(ended: actions.ReloadEnded) -> Document:

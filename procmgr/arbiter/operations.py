@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from procmgr.arbiter.control import Client
     from procmgr.arbiter.core import actions
     from procmgr.arbiter.core.view import View, WorkerView
+    from procmgr.arbiter.documents import Document
     from procmgr.arbiter.history import History
     from procmgr.arbiter.host import LinuxHost
     from procmgr.arbiter.loop import Loop
     from procmgr.arbiter.plans import Plan
     from procmgr.arbiter.stacks import StackReader, Stacks
-    from procmgr.arbiter.status import Document
     from procmgr.control import Request
 
 T = TypeVar("T")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import psutil
 
 from procmgr import __version__, scoreboard, sockets
+from procmgr.arbiter import documents
 from procmgr.arbiter.memory import resident
 from procmgr.arbiter.renewal import describe
 
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from procmgr.arbiter.core.view import View, WorkerView
+    from procmgr.arbiter.documents import Document
     from procmgr.arbiter.history import Departure, History, LastReload
     from procmgr.arbiter.member import Member
     from procmgr.arbiter.plans import Plan
-
-Document = dict[str, Any]
 
 _SHOWN_REQUESTS: Final = 8
 _SHOWN_IN_ALL: Final = 400  # of up to 600 bytes each, since what is escaped is escaped again in JSON
@@ -111,11 +111,7 @@ class Status:
     def _worker(self, worker: WorkerView, now: float, shown: int) -> Document:
         member = self._members.get(worker.worker_id)
         return {
-            "slot": worker.slot,
-            "worker": worker.worker_id,
-            "pid": worker.pid,
-            "generation": worker.generation,
-            "state": worker.state.value,
+            **documents.worker(worker),
             "age": round(now - worker.born, 3),
             "in_state": round(now - worker.since, 3),
             **(_row(member.row, now) if member else {}),
@@ -132,17 +128,11 @@ def identity(plan: Plan) -> Document:
 
 def _pool(view: View) -> Document:
     return {
-        "desired": view.desired,
-        "ready": view.ready,
-        "starting": view.starting,
-        "draining": view.draining,
-        "generation": view.generation,
-        "rolling": view.rolling,
+        **documents.pool(view),
         "pending": view.pending,
         "failures": view.failures,
         "backoff_seconds": view.backoff_seconds,
         "leaving": view.leaving,
-        "stopping": None if view.stop is None else view.stop.name.lower(),
     }
 
 
