@@ -69,6 +69,8 @@ def check(invocation: Invocation, resolved: Resolved) -> int:
     process.open_standard_streams()
     settings = resolved.settings
     privileges = process.resolve_privileges(settings.process.user, settings.process.group)
+    for note in resolved.notes:
+        sys.stderr.write(f"procmgr: note: {note}\n")
     for warning in certificates.check(settings, invocation.cwd):
         sys.stderr.write(f"procmgr: warning: {warning}\n")
     pid = spawn.fork(

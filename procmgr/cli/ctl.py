@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from procmgr import __version__, control
+from procmgr import __version__, control, process
 from procmgr.cli import tables
 from procmgr.cli.link import converse, running
 from procmgr.cli.tables import Paper, Style
@@ -38,6 +38,7 @@ _GOES_ON: Final = frozenset({"reload", "restart", "stop", "upgrade"})
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `procmgrctl` with `arguments`, by default those of the process; returns the exit code."""
+    process.open_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given:
         sys.stderr.write(f"{_command().get_help(click.Context(_command(), info_name='procmgrctl'))}\n")
@@ -50,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(UsageError(_one_line(error)), given)
     except ProcmgrError as error:
         return _fail(error, given)
-    except BrokenPipeError:
-        # The reader has seen enough; the interpreter's own flush at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has seen enough
         return ExitCode.OK
     except KeyboardInterrupt:
         # A shell has to see that it was the signal that ended us.
@@ -76,8 +75,20 @@ def _fail(error: ProcmgrError, given: Sequence[str]) -> int:
 
 
 def _put(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    _write(f"{text}\n")
+
+
+def _write(text: str) -> None:
+    """Write to standard output; raises `BrokenPipeError`, and `ProcmgrError` for a full disk and the like."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter's own flush at exit must not complain, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ProcmgrError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def _command() -> click.Group:
@@ -288,8 +299,7 @@ class _Status(_Text):
     def last(self, event: Event) -> None:
         """Print the document as tables."""
         if event["exit"] == ExitCode.OK:
-            sys.stdout.write(tables.status(event, self.paper))
-            sys.stdout.flush()
+            _write(tables.status(event, self.paper))
         else:
             super().last(event)
 

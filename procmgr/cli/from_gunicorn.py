@@ -57,7 +57,8 @@ def read(path: Path, cwd: Path, *, limit: float) -> tuple[str, list[str]]:
 def execute(path: Path, limit: float) -> Found:
     """Execute the file at `path` for at most `limit` seconds, and return what it sets; raises as `read` does."""
     if not path.is_file():
-        raise UsageError(f"--from-gunicorn: {path}: there is no such file; expected gunicorn's configuration")
+        wrong = "that is no regular file" if path.exists() else "there is no such file"
+        raise UsageError(f"--from-gunicorn: {path}: {wrong}; expected gunicorn's configuration")
     told = _run(path, limit)
     if "error" in told:
         place = f"{path}:{told['line']}" if told.get("line") else str(path)

@@ -6,13 +6,15 @@ import json
 import os
 import re
 import signal
+import subprocess
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from support import proc
 from support.ctl import Raw, Running, ctl
-from support.daemon import PATIENCE
+from support.ctl import command as client_of
+from support.daemon import PATIENCE, environment
 from support.load import Load
 
 VERSIONED = "from support import testapp\nfrom support.testapp import app\ntestapp.version = {!r}\n"
@@ -569,6 +571,21 @@ def test_a_name_finds_its_instance_and_several_are_listed(serve, tmp_path):
     assert refused.returncode == 2
     for daemon, name in ((one, "one"), (two, "two")):
         assert re.search(rf"^{name} +{daemon.pid}  {tmp_path}/procmgr/{name}\.sock$", refused.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "told"), [(">/dev/full", (1, "No space left on device")), (">&-", (0, "")), (">&- 2>&-", (0, ""))]
+)
+def test_an_output_that_cannot_be_written_is_no_traceback(controlled, at, redirection, told):
+    """And a command does what it is to do though nobody listens, ExecReload= of somebody's unit say."""
+    daemon = controlled()
+    line = ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *client_of("-s", str(at), "reload")]
+    done = subprocess.run(line, env=environment(), stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == told[0]
+    assert told[1] in done.stderr
+    assert "Traceback" not in done.stderr
+    assert proc.eventually(lambda: status(at)["pool"]["generation"] == 2)
+    assert daemon.stop() == 0
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(controlled, at):

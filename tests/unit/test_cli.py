@@ -376,6 +376,20 @@ def test_closed_standard_streams_change_no_exit_code(arguments, status):
     assert done.returncode == status
 
 
+def test_a_check_tells_what_a_start_would_tell():
+    """A variable with a slip in its name, say, which is nowhere else to be seen before it is served with."""
+    done = subprocess.run(
+        [sys.executable, "-m", "procmgr", "--check-config", "json:loads"],
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PROCMGR_WORKRS": "2"},
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"procmgr: note: ")
+    assert b"PROCMGR_WORKRS" in done.stderr
+
+
 def test_usage_errors_are_refusals():
     with pytest.raises(UsageError):
         parse(["--zzz"])

@@ -327,6 +327,8 @@ def test_a_thread_that_the_file_leaves_holds_nothing_up(write):
 def test_there_has_to_be_a_file(tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         execute(tmp_path / "none.py", LIMIT)
+    with pytest.raises(UsageError, match="no regular file"):
+        execute(tmp_path, LIMIT)
 
 
 # --- the command --------------------------------------------------------------------------------------------------
