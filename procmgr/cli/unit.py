@@ -19,13 +19,14 @@ from procmgr.control import OFF
 from procmgr.errors import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from procmgr.config.resolve import Invocation, Resolved
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_@%+=:,./~-]+")
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\t": r"\t", "\r": r"\r", "%": "%%", "$": "$$"})
 _HOMES: Final = (Path("/home"), Path("/root"), Path("/run/user"))
+_PASSING: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - what PrivateTmp= has others in place of
 _NO_RESTART: Final = " ".join(
     str(int(code)) for code in (ExitCode.USAGE, ExitCode.APP_NOT_FOUND, ExitCode.PERMISSION, ExitCode.CONFIG)
 )
@@ -136,17 +137,17 @@ def for_application(arguments: Sequence[str], invocation: Invocation, resolved: 
     name, control = settings.process.name, settings.process.control
     directory = quoted(name)
     socket = f"%t/{directory}/control.sock" if control in {None, OFF} else quoted(str(invocation.cwd / str(control)))
-    places = [invocation.cwd, Path(sys.prefix)]
+    places = _places(invocation, resolved)
     return str(
         Unit(
-            head=_head(name, invocation.environ, resolved),
+            head=_head(name, invocation, resolved),
             description=_value(f"procmgr: {settings.app.app}"),
             place=_value(str(invocation.cwd)),
             start=" ".join([*map(quoted, [*_program("procmgr", "procmgr"), *arguments]), *_control(control, socket)]),
             reload=" ".join([*map(quoted, _program("procmgrctl", "procmgr.cli.ctl")), "--socket", socket, "reload"]),
             user=_user(),
             directory=directory,
-            protect_home="read-only" if any(home in place.parents for home in _HOMES for place in places) else "yes",
+            protect_home="read-only" if _within(places, _HOMES) else "yes",
         )
     )
 
@@ -162,17 +163,30 @@ def _value(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _head(name: str, environ: Mapping[str, str], resolved: Resolved) -> str:
+def _places(invocation: Invocation, resolved: Resolved) -> list[Path]:
+    """Return the directories that the service has to see."""
+    inside = invocation.cwd / (resolved.settings.app.chdir or "")
+    return [invocation.cwd, Path(sys.prefix), inside, inside / resolved.settings.app.app_dir]
+
+
+def _within(places: Sequence[Path], roots: Sequence[Path]) -> list[Path]:
+    return [place for place in places if any(root == place or root in place.parents for root in roots)]
+
+
+def _head(name: str, invocation: Invocation, resolved: Resolved) -> str:
     lines = [
         f"# Written by procmgr {__version__}, for /etc/systemd/system/{name}.service; then:",
         f"#   systemctl daemon-reload && systemctl enable --now {name}.service",
     ]
     levels = {Level.ENVIRONMENT, Level.UVICORN, Level.SHARED}
-    left_out = sorted({str(each) for each in resolved.origins.values() if each.level in levels} & environ.keys())
+    given = {str(each) for each in resolved.origins.values() if each.level in levels}
+    left_out = sorted(given & invocation.environ.keys())
     if left_out:
         lines.append(
             f"# Set where this was written, and not here; add Environment= if it matters: {', '.join(left_out)}"
         )
+    if hidden := _within(_places(invocation, resolved), _PASSING):
+        lines.append(f"# It will not start: PrivateTmp= hides {hidden[0]}; move the application elsewhere first.")
     return "\n".join(lines)
 
 

@@ -48,6 +48,7 @@ def test_systemctl_start_returns_once_every_worker_is_ready(box, started):
     shown = box.show(unit)
     assert (shown["ActiveState"], shown["SubState"]) == ("active", "running")
     assert shown["StatusText"].startswith("2/2 workers ready, generation 1")
+    assert shown["OOMPolicy"] == "continue"
     answer = box.get(port)
     assert answer["uid"] != 0
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "FDSTORE"} & answer["environ"].keys()

@@ -1,6 +1,7 @@
 """Units for systemd: the file in the tree is what the program writes, and every word reaches procmgr unchanged."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,23 @@ def test_variables_that_the_unit_does_not_have_are_named_without_their_values(tm
     assert "secret" not in text
 
 
-def test_a_home_directory_stays_visible_if_the_application_is_in_it():
-    home = Path("/home/me/site")
-    invocation = Invocation(values={"app": "main:app"}, config=None, environ={}, cwd=home)
-    assert setting(for_application((), invocation, resolve(invocation)), "ProtectHome") == ["read-only"]
+@pytest.mark.parametrize(
+    ("cwd", "app_dir", "protected", "hidden"),
+    [
+        ("/home/me/site", ".", "read-only", None),
+        ("/root", ".", "read-only", None),
+        ("/srv/site", "/home/me/site", "read-only", None),
+        ("/srv/site", "src", "yes", None),
+        ("/tmp", ".", "yes", "/tmp"),
+        ("/srv/site", "/var/tmp/site", "yes", "/var/tmp/site"),
+    ],
+)
+def test_what_the_application_is_in_stays_visible_or_is_said_not_to_be(monkeypatch, cwd, app_dir, protected, hidden):
+    monkeypatch.setattr("sys.prefix", "/usr")
+    invocation = Invocation(values={"app": "main:app"}, config=None, environ={}, cwd=Path(cwd))
+    resolved = resolve(invocation)
+    app = replace(resolved.settings.app, app_dir=app_dir)
+    text = for_application((), invocation, replace(resolved, settings=replace(resolved.settings, app=app)))
+    assert setting(text, "ProtectHome") == [protected]
+    assert ("will not start" in text) is (hidden is not None)
+    assert hidden is None or f"PrivateTmp= hides {hidden};" in text
