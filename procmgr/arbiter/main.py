@@ -65,10 +65,15 @@ def could_take_over(invocation: Invocation, ticket: Ticket) -> int:
 
 
 def check(invocation: Invocation, resolved: Resolved) -> int:
-    """Import the application in a child, without serving; returns the exit code it would fail with, or 0."""
+    """Import the application in a child, without serving; returns the exit code it would fail with, or 0.
+
+    Raises `ProcmgrError` for what a start would refuse before it forks.
+    """
     process.open_standard_streams()
     settings = resolved.settings
     privileges = process.resolve_privileges(settings.process.user, settings.process.group)
+    if settings.logs.log_config is not None:
+        parts.configure_logs(settings)
     for note in resolved.notes:
         sys.stderr.write(f"procmgr: note: {note}\n")
     for warning in certificates.check(settings, invocation.cwd):

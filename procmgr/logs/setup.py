@@ -226,7 +226,10 @@ def _apply(source: str | Path | dict[str, Any], use_colors: bool | None) -> None
 
 def _one_line(error: BaseException) -> str:
     # dictConfig says "Unable to configure handler 'x'" and keeps the reason in the cause.
-    text = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
+    said, cause = str(error), str(error.__cause__ or "")
+    if isinstance(error, KeyError):  # whose text is the key alone
+        said = f"there is no {said}"
+    text = f"{said}: {cause}" if cause not in said else said
     return " ".join(text.split()) or type(error).__name__
 
 

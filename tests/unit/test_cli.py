@@ -390,6 +390,19 @@ def test_a_check_tells_what_a_start_would_tell():
     assert b"PROCMGR_WORKRS" in done.stderr
 
 
+def test_a_check_refuses_a_log_configuration_that_a_start_would_refuse(tmp_path):
+    (tmp_path / "log.json").write_text('{"version": 2}')
+    done = subprocess.run(
+        [sys.executable, "-m", "procmgr", "--check-config", "--log-config", str(tmp_path / "log.json"), "json:loads"],
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (78, b"")
+    assert done.stderr.endswith(b"log.json: Unsupported version: 2\n")
+
+
 def test_usage_errors_are_refusals():
     with pytest.raises(UsageError):
         parse(["--zzz"])

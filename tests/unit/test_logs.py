@@ -889,7 +889,8 @@ def test_without_pyyaml_a_yaml_file_is_refused_with_what_to_do(written, monkeypa
             "No such file",
         ),
         ("log.ini", "nonsense", "no section headers"),
-        ("log.ini", "[loggers]\nkeys=root\n", "handlers|formatters|logger_root"),
+        ("log.ini", "[loggers]\nkeys=root\n", "there is no '(handlers|formatters|logger_root)'$"),
+        ("log.yaml", "a: [", r"expected the node content, but found '<stream end>'[^<]*<byte string>[^<]*$"),
     ],
 )
 def test_a_wrong_configuration_is_one_line_that_names_the_file(written, tmp_path, name, text, reason):
