@@ -89,10 +89,8 @@ class Http1Connection(ExtendedConnection):
         elif (request := self._heads.repeated(data)) is not None:
             self.cycle = cycle = self.context.cycle(self, request)
             self._start(cycle)
-        elif data[0] != _CR and data.find(END) == len(data) - 4 >= 0:
-            opened = self._open(data)
-            if opened is not None:
-                self._start(opened)
+        elif data[0] != _CR and (end := data.find(END) + 4) > 3:
+            self._begin(data[:end], data[end:])
         else:
             self._pending += data
             self._advance()
@@ -181,17 +179,19 @@ class Http1Connection(ExtendedConnection):
         head = bytes(pending[: end + 4])
         del pending[: end + 4]
         self._scanned = 0
-        cycle = self._open(head)
-        if cycle is not None:
-            self._begin(cycle)
+        self._begin(head)
 
-    def _begin(self, cycle: Cycle) -> None:
-        """Start a request, with what has arrived of its body already."""
-        pending = self._pending
-        if self._body_open and pending:
-            data = bytes(pending)
+    def _begin(self, head: bytes, rest: bytes = b"") -> None:
+        """Start the request with this head; behind it came `rest`, or else what is pending."""
+        cycle, pending = self._open(head), self._pending
+        if cycle is None:
+            return
+        if not self._body_open:
+            pending += rest
+        elif rest or pending:
+            rest = rest or bytes(pending)
             pending.clear()
-            self._feed(cycle, data)
+            self._feed(cycle, rest)
         if self.is_open():
             if self.eof:
                 cycle.client_ended()
