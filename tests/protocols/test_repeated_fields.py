@@ -157,6 +157,22 @@ def test_known_fields_are_not_parsed_again(codec):
     assert heads_parsed(codec, requests[0], requests) == 0
 
 
+def test_the_same_request_again_is_the_same_and_the_next_is_the_next(codec):
+    seen = []
+    asked = [b"/a?b", b"/a?b", b"/c", b"/c", b"/" + b"x" * 3000, b"/c", b"/a?b"]
+
+    async def main():
+        async with serving(recording(seen), codec, state={}) as server:
+            client = await server.connect()
+            for target in asked:
+                client.send(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)
+                assert (await client.reply()).status == 200
+
+    run(main())
+    assert [scope["raw_path"] for scope, _ in seen] == [target.partition(b"?")[0] for target in asked]
+    assert [scope["query_string"] for scope, _ in seen] == [target.partition(b"?")[2] for target in asked]
+
+
 @pytest.mark.parametrize("fields", FIELDS[6:12])
 def test_fields_that_tell_of_more_than_a_head_are_parsed_every_time(codec, fields):
     if fields.startswith(b"Host: a\r\nExpect"):

@@ -1,8 +1,9 @@
 """Heads of requests: reads each by the one policy, and knows again the fields that a client repeats.
 
 A client mostly repeats its fields, whatever it asks for. So the bytes after its last request line are remembered, up to
-2 KiB, and what they were found to say: if they come again, only the line is read. That holds for `plain` fields alone,
-whose meaning ends with the head, so that the parser misses nothing it would have to know.
+2 KiB, and what they were found to say: if they come again, only the line is read, and not even that if the client asks
+for the same again, as one that polls does. That holds for `plain` fields alone, whose meaning ends with the head, so
+that the parser misses nothing it would have to know.
 """
 
 from __future__ import annotations
@@ -49,17 +50,22 @@ class HeadReader:
         fields = self._known_fields
         if not fields or not head.endswith(fields):
             return None
+        known = self._known
+        if head == known.head:
+            return known  # which nobody changes
         # The line is whole, so what follows it is all of `fields` and nothing else.
         request = read_usual_line(head[: -len(fields)], self._limits.request_line)
         if request is None or request.version != b"1.1":
             return None
-        known = self._known
         request.head = head
         request.headers = known.headers
         request.keep_alive = known.keep_alive
         request.forwarded = known.forwarded
         request.content_length = None
         request.chunked = request.expect = False
+        request.plain = True
+        if len(head) <= _REMEMBERED:
+            self._known = request
         return request
 
     def parse(self, head: bytes) -> Request:
